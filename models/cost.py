@@ -1,0 +1,62 @@
+"""Parameters and multiply-accumulates of a spec in closed form, layer by layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .resnet import STEMS, Spec, block_plans
+
+
+class LayerCost(NamedTuple):
+    """What one layer costs. `macs` are for one image; BatchNorm counts none (it folds away)."""
+
+    name: str
+    kind: str  # "conv", "bn" or "linear"
+    shape: tuple[int, ...]  # of the weight
+    size: int  # height = width of the output, in pixels
+    params: int
+    macs: int
+
+
+class Cost(NamedTuple):
+    """Of a whole network: trainable parameters, and MACs (conv and linear) for one image."""
+
+    params: int
+    macs: int
+
+
+def layer_costs(spec: Spec, image_size: int = 32) -> list[LayerCost]:
+    """One row per layer, for square images of `image_size` pixels."""
+    widths, rows = spec["widths"], []
+
+    def conv(name: str, bn: str, channels: int, kernel: int, stride: int, size: int) -> int:
+        size = -(-size // stride)  # all our convolutions pad to ceil(size / stride)
+        out = widths[name]
+        params = out * channels * kernel * kernel
+        shape = (out, channels, kernel, kernel)
+        rows.append(LayerCost(name, "conv", shape, size, params, params * size * size))
+        rows.append(LayerCost(bn, "bn", (out,), size, 2 * out, 0))
+        return size
+
+    kernel, stride = STEMS[spec["stem"]]
+    size = conv("conv1", "bn1", 3, kernel, stride, image_size)
+    size = -(-size // 2) if spec["stem"] == "imagenet" else size
+    channels = widths["conv1"]
+    for plan in block_plans(spec):
+        incoming, size_in, b = channels, size, plan.name
+        for layer in plan.convs:
+            name = f"{b}.{layer.name}"
+            size = conv(name, f"{b}.{layer.bn}", channels, layer.kernel, layer.stride, size)
+            channels = widths[name]
+        if plan.shortcut == "projection":
+            conv(f"{b}.downsample.0", f"{b}.downsample.1", incoming, 1, plan.stride, size_in)
+    classes = spec["num_classes"]
+    shape = (classes, channels)
+    rows.append(LayerCost("fc", "linear", shape, 1, classes * (channels + 1), classes * channels))
+    return rows
+
+
+def cost_of(spec: Spec, image_size: int = 32) -> Cost:
+    """The sum of `layer_costs`."""
+    rows = layer_costs(spec, image_size)
+    return Cost(sum(row.params for row in rows), sum(row.macs for row in rows))

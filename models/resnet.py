@@ -1,0 +1,239 @@
+"""One ResNet class for every depth, described by plain data.
+
+A network is its *spec*, a dict of plain types:
+
+    {"arch": "resnet", "depth": 50, "num_classes": 100, "width": 64, "stem": "cifar",
+     "shortcut": "B", "widths": {"conv1": 64, "layer1.0.conv1": 37, ...}, "pads": {}}
+
+`widths` gives the output channels of every convolution by its name; `pads` says, for each
+parameter-free shortcut, how many of the zero channels stand in front. `new_spec` fills both for a
+dense network, `build` is the only constructor, and `spec_of` reads the widths off the live
+modules, so that a spec cannot drift from its weights.
+
+Attribute names are torchvision's, so that state dicts trained elsewhere fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Spec = dict[str, Any]
+
+# Blocks per stage. He et al. 2016 (arXiv 1512.03385), table 1 and, for the thin CIFAR family
+# (6n + 2 layers in three stages), section 4.2. Depth 26 is the two-blocks-a-stage bottleneck net.
+BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+BOTTLENECK = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+THIN = {depth: ((depth - 2) // 6,) * 3 for depth in (20, 32, 44, 56, 110)}
+STAGES = {**BASIC, **BOTTLENECK, **THIN}
+ARCHS = ("resnet",)
+SHORTCUTS = ("A", "A-end", "B")  # zeros on both sides | zeros behind | 1x1 projection
+STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}  # kernel and stride; imagenet adds a max-pool
+
+
+class ConvPlan(NamedTuple):
+    """One convolution of a block and the BatchNorm behind it."""
+
+    name: str
+    bn: str
+    kernel: int
+    stride: int
+
+
+class BlockPlan(NamedTuple):
+    """What a block is made of; everything about it but its widths."""
+
+    name: str
+    stage: int  # 1-based
+    stride: int
+    convs: tuple[ConvPlan, ...]
+    shortcut: str  # "identity", "pad" or "projection"
+
+
+def block_plans(spec: Spec) -> list[BlockPlan]:
+    """The blocks of a network in order: the one place that knows the topology."""
+    kernels = (1, 3, 1) if spec["depth"] in BOTTLENECK else (3, 3)
+    plans = []
+    for stage, count in enumerate(STAGES[spec["depth"]], start=1):
+        for index in range(count):
+            stride = 2 if stage > 1 and index == 0 else 1
+            # torchvision's placement: the stride sits on the first 3x3 convolution.
+            strided = kernels.index(3)
+            convs = tuple(
+                ConvPlan(f"conv{i + 1}", f"bn{i + 1}", kernel, stride if i == strided else 1)
+                for i, kernel in enumerate(kernels)
+            )
+            changes_width = index == 0 and (stage > 1 or len(kernels) == 3)
+            shortcut = "identity"
+            if changes_width:
+                shortcut = "projection" if spec["shortcut"] == "B" else "pad"
+            plans.append(BlockPlan(f"layer{stage}.{index}", stage, stride, convs, shortcut))
+    return plans
+
+
+def new_spec(
+    depth: int,
+    num_classes: int,
+    *,
+    arch: str = "resnet",
+    width: int | None = None,
+    stem: str = "cifar",
+    shortcut: str | None = None,
+) -> Spec:
+    """The spec of a dense network.
+
+    `width` is the number of channels of the first stage (default 64; 16 for the thin family),
+    `shortcut` defaults to B, and to A for the thin family, as in He et al. 2016.
+    Raises ValueError for a combination that does not exist.
+    """
+    if arch not in ARCHS:
+        raise ValueError(f"unknown arch {arch!r}; known: {', '.join(ARCHS)}")
+    if depth not in STAGES:
+        raise ValueError(f"unknown depth {depth}; known: {', '.join(map(str, sorted(STAGES)))}")
+    thin = depth in THIN
+    shortcut = shortcut or ("A" if thin else "B")
+    if shortcut not in SHORTCUTS:
+        raise ValueError(f"unknown shortcut {shortcut!r}; known: {', '.join(SHORTCUTS)}")
+    if shortcut != "B" and not thin:
+        raise ValueError(f"shortcut {shortcut} exists for the thin depths only, not for {depth}")
+    width = width or (16 if thin else 64)
+    spec: Spec = {
+        "arch": arch,
+        "depth": depth,
+        "num_classes": num_classes,
+        "width": width,
+        "stem": stem,
+        "shortcut": shortcut,
+        "widths": {"conv1": width},
+        "pads": {},
+    }
+    expansion = 4 if depth in BOTTLENECK else 1
+    for block in block_plans(spec):
+        inner = width * 2 ** (block.stage - 1)
+        for conv in block.convs:
+            last = conv is block.convs[-1]
+            spec["widths"][f"{block.name}.{conv.name}"] = inner * expansion if last else inner
+        if block.shortcut == "projection":
+            spec["widths"][f"{block.name}.downsample.0"] = inner * expansion
+        elif block.shortcut == "pad":
+            # A block that pads doubles its channels: a quarter of the new ones on either side.
+            spec["pads"][f"{block.name}.downsample"] = inner // 4 if shortcut == "A" else 0
+    return spec
+
+
+class PadShortcut(nn.Module):
+    """Shortcut A: every `stride`-th pixel, and zeros for the new channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, before: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = before
+        self.after = out_channels - in_channels - before
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+
+class Block(nn.Module):
+    """A basic or bottleneck block: a chain of convolutions and a shortcut around it."""
+
+    def __init__(self, plan: BlockPlan, in_channels: int, spec: Spec) -> None:
+        super().__init__()
+        widths, self.convs, channels = spec["widths"], plan.convs, in_channels
+        for conv in plan.convs:
+            out = widths[f"{plan.name}.{conv.name}"]
+            padding = conv.kernel // 2
+            layer = nn.Conv2d(channels, out, conv.kernel, conv.stride, padding, bias=False)
+            self.add_module(conv.name, layer)
+            self.add_module(conv.bn, nn.BatchNorm2d(out))
+            channels = out
+        self.downsample: nn.Module | None = None
+        if plan.shortcut == "projection":
+            out = widths[f"{plan.name}.downsample.0"]
+            projection = nn.Conv2d(in_channels, out, 1, plan.stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out))
+        elif plan.shortcut == "pad":
+            before = spec["pads"][f"{plan.name}.downsample"]
+            self.downsample = PadShortcut(in_channels, channels, plan.stride, before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for conv in self.convs:
+            out = getattr(self, conv.bn)(getattr(self, conv.name)(out))
+            if conv is not self.convs[-1]:
+                out = F.relu(out, inplace=True)
+        out += x if self.downsample is None else self.downsample(x)
+        return F.relu(out, inplace=True)
+
+
+class ResNet(nn.Module):
+    """A ResNet whose every width is free. Input (n, 3, h, w), output logits (n, num_classes)."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        # What cannot be read back off the modules; see spec_of.
+        self.fixed = {k: spec[k] for k in ("arch", "depth", "width", "stem", "shortcut")}
+        widths = spec["widths"]
+        kernel, stride = STEMS[spec["stem"]]
+        channels = widths["conv1"]
+        self.conv1 = nn.Conv2d(3, channels, kernel, stride, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if spec["stem"] == "imagenet" else nn.Identity()
+        self.stages = []
+        for plan in block_plans(spec):
+            stage = f"layer{plan.stage}"
+            if stage not in self.stages:
+                self.stages.append(stage)
+                self.add_module(stage, nn.Sequential())
+            getattr(self, stage).append(Block(plan, channels, spec))
+            channels = widths[f"{plan.name}.{plan.convs[-1].name}"]
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, spec["num_classes"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def build(spec: Spec, state_dict: dict[str, Tensor] | None = None) -> ResNet:
+    """The network of a spec, freshly initialised, or with `state_dict` loaded strictly.
+
+    With a state dict the tensors are taken over as they are (no copy, no initialisation), so
+    that rebuilding a large network takes milliseconds. Raises ValueError if anything does not
+    fit.
+    """
+    try:
+        if state_dict is None:
+            model = ResNet(spec)
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            return model
+        with torch.device("meta"):
+            model = ResNet(spec)
+        model.load_state_dict(state_dict, strict=True, assign=True)
+    except KeyError as error:
+        raise ValueError(f"the spec does not give {error}") from None
+    except RuntimeError as error:
+        problem = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+        raise ValueError(f"weights and spec do not fit: {problem}") from None
+    return model
+
+
+def spec_of(model: nn.Module) -> Spec:
+    """The spec of a live network; `build(spec_of(model))` has the same shapes."""
+    modules = dict(model.named_modules())
+    convs = {name: m for name, m in modules.items() if isinstance(m, nn.Conv2d)}
+    pads = {name: m for name, m in modules.items() if isinstance(m, PadShortcut)}
+    return {
+        **model.fixed,
+        "num_classes": model.fc.out_features,
+        "widths": {name: conv.out_channels for name, conv in convs.items()},
+        "pads": {name: pad.before for name, pad in pads.items()},
+    }

@@ -1,0 +1,1 @@
+"""The subject: criteria, allocation, surgery and methods. Knows networks, not training."""

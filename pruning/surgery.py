@@ -1,0 +1,113 @@
+"""Cut channels out of a network. Nothing here changes the model that it is given."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from models import Group, Spec, block_plans, build, channel_groups, spec_of
+
+from .allocation import Kept
+
+
+def _survivors(spec: Spec, kept: Kept) -> dict[tuple[str, int], list[int]]:
+    """For every (layer, dimension) that loses channels, the indices that stay."""
+    lost: dict[tuple[str, int], set[int]] = {}
+    sizes: dict[tuple[str, int], int] = {}
+    for group in channel_groups(spec):
+        stays = set(kept[group.name].tolist()) if group.name in kept else set(range(group.size))
+        for role, dim in (("producers", 0), ("norms", 0), ("consumers", 1)):
+            for layer, channels in getattr(group, role):
+                gone = {c for i, c in enumerate(channels) if i not in stays}
+                lost.setdefault((layer, dim), set()).update(gone)
+                sizes[layer, dim] = sizes.get((layer, dim), 0) + len(channels)
+    return {
+        key: [c for c in range(sizes[key]) if c not in gone] for key, gone in lost.items() if gone
+    }
+
+
+def cut_spec(spec: Spec, kept: Kept) -> Spec:
+    """The spec after removing all channels but the kept ones.
+
+    Groups that `kept` does not name stay whole. Raises ValueError for a group that does not
+    exist, that would be emptied, or whose indices are out of range.
+    """
+    _check(channel_groups(spec), kept)
+    return _narrow(spec, _survivors(spec, kept))
+
+
+def _narrow(spec: Spec, survivors: dict[tuple[str, int], list[int]]) -> Spec:
+    widths = {n: len(survivors.get((n, 0), range(w))) for n, w in spec["widths"].items()}
+    pads = dict(spec["pads"])
+    for plan in block_plans(spec):
+        if plan.shortcut == "pad":
+            name, last = f"{plan.name}.downsample", f"{plan.name}.{plan.convs[-1].name}"
+            stays = survivors.get((last, 0), range(spec["widths"][last]))
+            pads[name] = sum(channel < pads[name] for channel in stays)
+    return {**spec, "widths": widths, "pads": pads}
+
+
+def _check(groups: list[Group], kept: Kept) -> None:
+    sizes = {g.name: g.size for g in groups}
+    for name, index in kept.items():
+        if name not in sizes:
+            raise ValueError(f"{name}: no such channel group")
+        values = index.tolist()
+        if not values:
+            raise ValueError(f"{name}: would lose all of its {sizes[name]} channels")
+        if sorted(set(values)) != values or values[0] < 0 or values[-1] >= sizes[name]:
+            raise ValueError(f"{name}: kept channels must ascend within 0 to {sizes[name] - 1}")
+
+
+def cut(model: nn.Module, kept: Kept) -> nn.Module:
+    """A new, physically smaller network with only the kept channels.
+
+    It computes what `silence` computes. Raises ValueError as `cut_spec` does.
+    """
+    spec = spec_of(model)
+    _check(channel_groups(spec), kept)
+    survivors = _survivors(spec, kept)
+    state = {}
+    for key, tensor in model.state_dict().items():
+        layer = key.rpartition(".")[0]
+        for dim in range(tensor.dim()):
+            if index := survivors.get((layer, dim)):
+                tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+        state[key] = tensor.clone()
+    return build(_narrow(spec, survivors), state).train(model.training)
+
+
+@torch.no_grad()
+def silence(model: nn.Module, kept: Kept) -> nn.Module:
+    """A copy, as large as before, whose removed channels are zero wherever they are read.
+
+    Not only the filters go to zero but the BatchNorm scale and shift as well: a BatchNorm behind
+    a zeroed filter would still emit its shift.
+    """
+    groups = channel_groups(spec_of(model))
+    _check(groups, kept)
+    model = copy.deepcopy(model)
+    for group in groups:
+        if group.name not in kept:
+            continue
+        gone = torch.ones(group.size, dtype=torch.bool)
+        gone[kept[group.name]] = False
+        for layer, channels in (*group.producers, *group.norms):
+            module = model.get_submodule(layer)
+            index = torch.tensor(channels)[gone]
+            for tensor in (module.weight, module.bias):
+                if tensor is not None:
+                    tensor[index] = 0
+    return model
+
+
+@torch.inference_mode()
+def logit_difference(a: nn.Module, b: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Largest absolute difference between the logits of two networks, and the largest logit.
+
+    Both are put into evaluation mode; `x` is normalised input (n, 3, h, w).
+    """
+    ya, yb = a.eval()(x), b.eval()(x)
+    return (ya - yb).abs().max().item(), ya.abs().max().item()

@@ -1,0 +1,33 @@
+# Sourced by run.sh and test.sh: makes .venv, installs what requirements*.txt ask for, activates it.
+# An existing .venv is reused until one of the files changes.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+setup() {  # setup REQUIREMENTS_FILE...
+    local python=${PYTHON:-python3} file
+    if ! command -v "$python" >/dev/null; then
+        echo "setup: $python not found; install Python 3.10 or newer, or set PYTHON" >&2
+        return 1
+    fi
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+        echo "setup: $python is $("$python" --version 2>&1); Python 3.10 or newer is needed (set PYTHON)" >&2
+        return 1
+    fi
+    if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+        local version
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        echo "setup: $python has no venv module; on Debian or Ubuntu: apt install python$version-venv" >&2
+        return 1
+    fi
+    [ -x "$here/.venv/bin/python" ] || "$python" -m venv "$here/.venv"
+    for file in "$@"; do
+        local stamp="$here/.venv/.installed-$file"
+        if ! cmp -s "$here/$file" "$stamp"; then
+            echo "setup: installing $file into .venv" >&2
+            "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+                -r "$here/$file" >&2
+            cp "$here/$file" "$stamp"
+        fi
+    done
+    export PATH="$here/.venv/bin:$PATH"
+}

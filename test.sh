@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Set up, lint and test: bash test.sh [pytest arguments]
+cd "$(dirname "$0")"
+source ./setup.sh
+setup requirements.txt requirements-dev.txt
+ruff check .
+ruff format --check .
+python -m pytest "$@"

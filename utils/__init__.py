@@ -1,0 +1,1 @@
+"""What every stage needs besides networks and pruning: data, training, files, command line."""

@@ -1,0 +1,300 @@
+"""Images as uint8 tensors in memory, and the four places they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .files import write_atomically
+
+DATASETS = ("cifar100", "cifar10", "folder", "synthetic")
+AUGMENTATIONS = ("crop-flip", "crop", "none")
+CLASS_COUNTS = {"cifar10": 10, "cifar100": 100}
+CROP_PADDING = 4
+
+
+class DataError(Exception):
+    """Data that is missing, damaged or not what it was said to be."""
+
+
+class Split(NamedTuple):
+    """Images (n, h, w, 3) uint8 and their labels (n,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Data(NamedTuple):
+    """A dataset, and the statistics that normalise it (of the training images, in [0, 1])."""
+
+    name: str
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    train: Split
+    test: Split
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+        return self.train.images.shape[1]
+
+    def description(self) -> dict:
+        """What a checkpoint keeps of its data."""
+        return {
+            "dataset": self.name,
+            "classes": self.classes,
+            "mean": self.mean,
+            "std": self.std,
+            "image_size": self.image_size,
+        }
+
+
+def load(name: str, directory: Path, image_size: int = 32) -> Data:
+    """Read a dataset: from its official archive, from class folders, or generated.
+
+    Images that have to be decoded are decoded once, into a cache beside them that is rebuilt
+    when the files change. Raises DataError if anything is missing or wrong.
+    """
+    if name == "synthetic":
+        return synthetic(image_size)
+    if name != "folder" and image_size != 32:
+        raise ValueError(f"--image-size {image_size}: {name} has images of 32 pixels")
+    if (directory / "train").is_dir() or name == "folder":
+        listing = {part: _list_images(directory / part) for part in ("train", "test")}
+        _check_classes(name, directory, {part: files[0] for part, files in listing.items()})
+        fingerprint = _fingerprint(listing, image_size)
+        return _cached(name, directory, fingerprint, lambda: _decode(name, listing, image_size))
+    archive = _official(name)
+    return _cached(name, directory, archive.tgz_md5, lambda: _read_archive(name, directory))
+
+
+# ------------------------------------------------------------------ class folders
+
+
+def _list_images(directory: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Class names in sorted order, and (file, label) pairs."""
+    from torchvision.datasets import ImageFolder  # a second to import, and needed nowhere else
+
+    try:
+        folder = ImageFolder(str(directory))
+    except FileNotFoundError as error:
+        raise DataError(f"{directory}: {str(error).splitlines()[0]}") from None
+    return folder.classes, folder.samples
+
+
+def _check_classes(name: str, directory: Path, classes: dict[str, list[str]]) -> None:
+    train, test = classes["train"], classes["test"]
+    if train != test:
+        odd = sorted(set(train) ^ set(test))
+        raise DataError(f"{directory}: train and test differ in the classes {', '.join(odd[:5])}")
+    expected = CLASS_COUNTS.get(name, len(train))
+    if len(train) != expected:
+        raise DataError(f"{directory}: {len(train)} classes, but {name} has {expected}")
+
+
+def _fingerprint(listing: dict, image_size: int) -> str:
+    digest = hashlib.sha256(f"format 1, {image_size} pixels".encode())
+    for _, samples in listing.values():
+        for path, label in samples:
+            status = os.stat(path)
+            digest.update(f"{path} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _decode(name: str, listing: dict, image_size: int) -> Data:
+    from PIL import Image  # comes with torchvision
+
+    def read(sample: tuple[str, int]) -> np.ndarray:
+        try:
+            with Image.open(sample[0]) as image:
+                image = image.convert("RGB")
+                if image.size != (image_size, image_size):
+                    image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+                return np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{sample[0]}: not a readable image ({error})") from None
+
+    splits = []
+    for part, (_, samples) in listing.items():
+        images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = pool.map(read, samples)
+            try:
+                bar = tqdm(decoded, f"decoding {part}", len(samples), unit="img", disable=None)
+                for index, image in enumerate(bar):
+                    images[index] = image
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        labels = torch.tensor([label for _, label in samples])
+        splits.append(Split(torch.from_numpy(images), labels))
+    return _with_statistics(name, listing["train"][0], *splits)
+
+
+def _with_statistics(name: str, classes: list[str], train: Split, test: Split) -> Data:
+    """Mean and standard deviation per colour channel, from exact counts of the 256 values."""
+    mean, std = [], []
+    levels = np.arange(256) / 255
+    for channel in range(3):
+        counts = np.bincount(train.images[..., channel].reshape(-1).numpy(), minlength=256)
+        average = float(np.average(levels, weights=counts))
+        spread = float(np.sqrt(np.average((levels - average) ** 2, weights=counts)))
+        mean.append(round(average, 4))
+        std.append(round(spread, 4) or 1.0)
+    return Data(name, list(classes), mean, std, train, test)
+
+
+# ---------------------------------------------------------------- official archive
+
+
+def _official(name: str) -> type:
+    from torchvision import datasets
+
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+
+def _read_archive(name: str, directory: Path) -> Data:
+    """CIFAR as published, downloaded into `directory` if it is not there yet.
+
+    torchvision checks the hash of the archive and of every file in it before it reads them.
+    """
+    archive = _official(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        if not (directory / archive.base_folder).is_dir():
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=directory) as staging:
+                packed = directory / archive.filename
+                if packed.is_file():
+                    os.link(packed, Path(staging, archive.filename))
+                archive(staging, download=True)
+                os.replace(Path(staging, archive.filename), packed)
+                os.replace(Path(staging, archive.base_folder), directory / archive.base_folder)
+        parts = [archive(directory, train=train) for train in (True, False)]
+    except (RuntimeError, OSError, EOFError) as error:
+        place = f"put {archive.filename} or class folders train/ and test/ into {directory}"
+        raise DataError(f"{name} cannot be had: {str(error).rstrip('.')}; {place}") from None
+    splits = [Split(torch.from_numpy(p.data.copy()), torch.tensor(p.targets)) for p in parts]
+    return _with_statistics(name, parts[0].classes, *splits)
+
+
+# ------------------------------------------------------------------------- cache
+
+
+def _cached(name: str, directory: Path, fingerprint: str, read: Callable[[], Data]) -> Data:
+    path = directory / f".{name}-cache.pt"
+    # Missing, damaged, from an older version: whatever is wrong with it, read afresh.
+    with contextlib.suppress(Exception):
+        stored = torch.load(path, weights_only=True, mmap=True)
+        if stored["fingerprint"] == fingerprint:
+            fields = stored["data"]
+            splits = {part: Split(*fields.pop(part)) for part in ("train", "test")}
+            return Data(**fields, **splits)
+    data = read()
+    fields = {**data._asdict(), "train": tuple(data.train), "test": tuple(data.test)}
+    content = {"fingerprint": fingerprint, "data": fields}
+    with contextlib.suppress(OSError):  # a directory that cannot be written to: decode every time
+        write_atomically(path, lambda file: torch.save(content, file))
+    return data
+
+
+# --------------------------------------------------------------------- synthetic
+
+
+def synthetic(image_size: int = 32, classes: int = 20, seed: int = 0) -> Data:
+    """Generated images that need no files: 4,096 to train on, 1,024 to test.
+
+    Each class is a smooth random pattern, symmetric so that flips keep it. An image shows its
+    pattern at a random place and contrast, over a weaker pattern of another class and noise. A
+    small network learns this in a minute, and loses accuracy visibly when it is pruned.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(classes, 3, 8, 8, generator=generator)
+    large = F.interpolate(coarse + coarse.flip(3), size=2 * image_size, mode="bicubic")
+    patterns = large / large.std(dim=(1, 2, 3), keepdim=True)
+
+    def draw(count: int) -> Split:
+        def random(low: float, high: float) -> Tensor:
+            return torch.empty(count, 1, 1, 1).uniform_(low, high, generator=generator)
+
+        def windows(of: Tensor) -> Tensor:
+            corners = torch.randint(image_size // 4, (2, count), generator=generator)
+            corners += 3 * image_size // 8
+            view = patterns.unfold(2, image_size, 1).unfold(3, image_size, 1)
+            return view[of, :, corners[0], corners[1]]
+
+        labels = torch.randint(classes, (count,), generator=generator)
+        others = torch.randint(classes, (count,), generator=generator)
+        noise = torch.randn(count, 3, image_size, image_size, generator=generator)
+        images = random(0.4, 1.0) * windows(labels) + random(0.0, 0.6) * windows(others) + noise
+        images = (128 + 48 * images).clamp(0, 255).to(torch.uint8)
+        return Split(images.permute(0, 2, 3, 1).contiguous(), labels)
+
+    names = [f"pattern {index:02d}" for index in range(classes)]
+    return _with_statistics("synthetic", names, draw(4096), draw(1024))
+
+
+# ----------------------------------------------------------------------- batches
+
+
+def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """uint8 images (n, h, w, 3) as float32 input (n, 3, h, w), channels last in memory."""
+    scale = 1 / (255 * torch.tensor(std, device=images.device))
+    shift = torch.tensor(mean, device=images.device) * 255
+    return ((images.float() - shift) * scale).permute(0, 3, 1, 2)
+
+
+def epoch_batches(
+    data: Data,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    epoch_seed: int,
+    augment: str = "crop-flip",
+    part: slice = slice(None),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of shuffled, augmented, normalised batches; a partial last batch is left out.
+
+    `images` are the training images, on the device and padded with `pad_for_crops` if `augment`
+    crops. All random choices are drawn at once from `epoch_seed`, so the batches depend neither
+    on earlier epochs nor on how many processes share them; `part` is the share of each batch
+    that this process takes.
+    """
+    generator = torch.Generator().manual_seed(epoch_seed)
+    count, size = len(labels), data.image_size
+    order = torch.randperm(count, generator=generator)
+    corners = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator)
+    flips = torch.rand(count, generator=generator) < 0.5
+    order, corners, flips = (x.to(images.device) for x in (order, corners, flips))
+    windows = images.unfold(1, size, 1).unfold(2, size, 1)  # (n, rows, columns, 3, h, w), a view
+    for start in range(0, count - batch_size + 1, batch_size):
+        chosen = slice(start, start + batch_size)
+        index = order[chosen][part]
+        if augment == "none":
+            batch = images[index]
+        else:
+            top, left = (c[chosen][part] for c in corners)
+            batch = windows[index, top, left].permute(0, 2, 3, 1)
+        if augment == "crop-flip":
+            flip = flips[chosen][part].view(-1, 1, 1, 1)
+            batch = torch.where(flip, batch.flip(2), batch)
+        yield normalise(batch.contiguous(), data.mean, data.std), labels[index]
+
+
+def pad_for_crops(images: Tensor, augment: str) -> Tensor:
+    """The images with the black border that random crops reach into, if `augment` crops."""
+    if augment == "none":
+        return images
+    return F.pad(images, (0, 0, *(CROP_PADDING,) * 4))

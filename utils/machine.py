@@ -1,0 +1,118 @@
+"""The machine a stage runs on: device, precision, threads, allocator, processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class Machine(NamedTuple):
+    """Where to compute, and in which type convolutions and matrix products run."""
+
+    device: torch.device
+    dtype: torch.dtype  # torch.float32 or torch.bfloat16
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision where `dtype` asks for it; parameters stay in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def prepare(
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    keep_memory: bool = True,
+) -> Machine:
+    """Set this process up for computing; call once, before the first tensor.
+
+    `keep_memory` lets the allocator of the CPU hold on to what is freed, which is fast but makes
+    a process look larger than it needs to be. Raises ValueError for a device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: no CUDA device found; use --device cpu")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    chosen = torch.device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    elif keep_memory:
+        _keep_freed_memory()
+    join_processes(chosen)
+    bf16 = precision == "bf16" or (precision == "auto" and _gains_from_bf16(chosen))
+    return Machine(chosen, torch.bfloat16 if bf16 else torch.float32)
+
+
+def place(model: nn.Module, machine: Machine) -> nn.Module:
+    """The same network on the device, its weights in the order that convolutions like there."""
+    return model.to(machine.device, memory_format=torch.channels_last)
+
+
+def _gains_from_bf16(device: torch.device) -> bool:
+    """True where bf16 has matrix units: Ampere and later, and CPUs with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)  # no public query in torch 2.8
+    return bool(amx and amx())
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what it is given back, instead of returning it to the kernel.
+
+    By default each large activation is mapped afresh and faulted in page by page, which costs
+    more time on a CPU than the arithmetic on it. No effect on results, nor outside glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 2**28)
+
+
+def join_processes(device: torch.device) -> None:
+    """Join the process group that `torchrun` started, if it did."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def rank() -> int:
+    """Number of this process; 0 writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """What a reader of a measurement must know, as plain types."""
+    name = platform.processor() or platform.machine()
+    if machine.device.type == "cuda":
+        name = torch.cuda.get_device_name(machine.device)
+    elif Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    return {
+        "device": machine.device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+        "precision": "bf16" if machine.dtype == torch.bfloat16 else "fp32",
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }

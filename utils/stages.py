@@ -1,0 +1,173 @@
+"""What the stages share: finding their input, their data, and handing over their output."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import adopt, build, cost_of, new_spec, spec_of
+
+from . import checkpoint as checkpoints
+from .checkpoint import Checkpoint, CheckpointError
+from .cli import versions
+from .data import Data, Split, load
+from .files import sha256
+from .machine import Machine, describe
+from .runs import Run
+
+DEFAULTS = {"dataset": "cifar100", "arch": "resnet", "depth": 50, "seed": 0, "image_size": 32}
+
+
+def fill_defaults(args: argparse.Namespace) -> None:
+    """Replace what was not given by its default, for a stage without an input checkpoint."""
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    spec = new_spec(args.depth, 1, arch=args.arch, width=args.width, shortcut=args.shortcut)
+    args.width, args.shortcut = spec["width"], spec["shortcut"]
+
+
+def default_folder(args: argparse.Namespace) -> Path:
+    """runs/<dataset>/<arch><depth>/seed<k>; what is not a default joins the name."""
+    usual = new_spec(args.depth, 1, arch=args.arch)
+    name = f"{args.arch}{args.depth}"
+    if args.width != usual["width"]:
+        name += f"w{args.width}"
+    if args.shortcut != usual["shortcut"]:
+        name += f"-{args.shortcut}"
+    return Path("runs", args.dataset, name, f"seed{args.seed}")
+
+
+def read_input(args: argparse.Namespace, path: Path | None, default: str) -> Checkpoint:
+    """The checkpoint at `path`, or in the folder `default` beside this run's others.
+
+    Fills the flags that the checkpoint decides, and `args.parent` with the hash of the file.
+    Raises ValueError for a flag that contradicts it.
+    """
+    if path is None:
+        flags = argparse.Namespace(**vars(args))
+        fill_defaults(flags)
+        path = default_folder(flags) / default
+    file = checkpoints.find(path)
+    content = checkpoints.load_file(file)
+    if not checkpoints.is_checkpoint(content):
+        content = _adopt(content, file, args)
+    checkpoint = checkpoints.validate(content, file)
+    spec, data = checkpoint["spec"], checkpoint["data"]
+    found = {key: spec[key] for key in ("arch", "depth", "width", "shortcut")}
+    found |= {"dataset": data["dataset"], "image_size": data["image_size"]}
+    for name, value in found.items():
+        given = getattr(args, name)
+        if given not in (None, value):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {given} contradicts {file}, which has {value}")
+        setattr(args, name, value)
+    if args.seed is None:
+        args.seed = checkpoint["history"][-1]["seed"] if checkpoint["history"] else 0
+    args.parent = sha256(file)
+    return checkpoint
+
+
+def _adopt(content: Any, file: Path, args: argparse.Namespace) -> Checkpoint:
+    """A network trained elsewhere as the checkpoint that it never had."""
+    try:
+        spec, state_dict = adopt(content, args.shortcut)
+        build(spec, state_dict)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    description = {
+        "dataset": args.dataset or DEFAULTS["dataset"],
+        "classes": None,
+        "mean": getattr(args, "mean", None),
+        "std": getattr(args, "std", None),
+        "image_size": args.image_size or DEFAULTS["image_size"],
+    }
+    return {
+        "format": checkpoints.FORMAT,
+        "stage": "elsewhere",
+        "spec": spec,
+        "state_dict": state_dict,
+        "data": description,
+        "pruning": None,
+        "metrics": {},
+        "history": [],
+    }
+
+
+def load_data(args: argparse.Namespace, checkpoint: Checkpoint | None = None) -> Data:
+    """The data of a stage; with a checkpoint, normalised as its network was trained.
+
+    `args.train_images` takes a random subset of the training images. Raises ValueError if the
+    classes are not those of the network.
+    """
+    data = load(args.dataset, args.data, args.image_size)
+    wanted = getattr(args, "train_images", None)
+    if wanted and wanted < len(data.train.labels):
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randperm(len(data.train.labels), generator=generator)[:wanted]
+        data = data._replace(train=Split(*(part[chosen] for part in data.train)))
+    if checkpoint is None:
+        return data
+    known, classes = checkpoint["data"], checkpoint["spec"]["num_classes"]
+    if classes != len(data.classes) or known["classes"] not in (None, data.classes):
+        raise ValueError(
+            f"--dataset {args.dataset} in {args.data} has other classes ({len(data.classes)}) "
+            f"than the network ({classes})"
+        )
+    return data._replace(mean=known["mean"] or data.mean, std=known["std"] or data.std)
+
+
+def hand_over(
+    run: Run,
+    args: argparse.Namespace,
+    machine: Machine,
+    stage: str,
+    model: nn.Module,
+    data: Data,
+    measured: dict[str, Any],
+    parent: Checkpoint | None = None,
+    pruning: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the checkpoint and the result of a stage; returns the result.
+
+    `measured` holds at least top1, loss and seconds.
+    """
+    spec = spec_of(model)
+    cost = cost_of(spec, data.image_size)
+    metrics = {**measured, "params": cost.params, "macs": cost.macs}
+    result = {
+        "stage": stage,
+        "checkpoint": str(run.folder / "model.pt"),
+        "dataset": data.name,
+        "arch": spec["arch"],
+        "depth": spec["depth"],
+        "method": pruning["method"] if pruning else None,
+        "ratio": pruning["ratio"] if pruning else 0.0,
+        "seed": args.seed,
+        **metrics,
+        "machine": describe(machine),
+    }
+    entry = {
+        "stage": stage,
+        "arguments": run.arguments,
+        "seed": args.seed,
+        "versions": versions(),
+        "machine": describe(machine),
+        "metrics": metrics,
+        "parent": run.arguments.get("parent"),
+    }
+    checkpoint = {
+        "format": checkpoints.FORMAT,
+        "stage": stage,
+        "spec": spec,
+        "state_dict": {k: v.cpu().contiguous() for k, v in model.state_dict().items()},
+        "data": data.description(),
+        "pruning": pruning,
+        "metrics": metrics,
+        "history": [*(parent["history"] if parent else []), entry],
+    }
+    return run.finish(checkpoint, result)

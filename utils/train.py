@@ -1,0 +1,234 @@
+"""One training loop for every stage."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from .data import Data, Split, epoch_batches, normalise, pad_for_crops
+from .log import say
+from .machine import Machine, place, rank, world_size
+from .runs import Run
+
+EVAL_BATCH = 250
+CHECK_EVERY = 50  # steps between looks at the loss: each one waits for the device
+
+
+class Recipe(NamedTuple):
+    """How to train. `lr` is the peak; `batch_size` counts the images of all processes."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str
+    momentum: float
+    weight_decay: float
+    label_smoothing: float
+    augment: str
+
+
+BASELINE = Recipe(
+    epochs=100,
+    batch_size=128,
+    lr=0.1,
+    schedule="onecycle",
+    momentum=0.9,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    augment="crop-flip",
+)
+# Li et al. 2017 (arXiv 1608.08710), section 4: 40 epochs at the last learning rate of training.
+LI2017 = Recipe(40, 128, 0.001, "constant", 0.9, 1e-4, 0.0, "crop-flip")
+
+# Learning rate as a fraction of its peak, after the fraction t in [0, 1) of all steps.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    # Smith & Topin 2018 (arXiv 1708.07120), with the usual cosine descent
+    "onecycle": lambda t: 0.04 + 0.96 * t / 0.3 if t < 0.3 else _cosine((t - 0.3) / 0.7),
+    # Loshchilov & Hutter 2017 (arXiv 1608.03983), without restarts
+    "cosine": lambda t: _cosine(t),
+    # He et al. 2016 (arXiv 1512.03385), section 4.2: a tenth at 1/2 and 3/4 of the way
+    "multistep": lambda t: 1.0 if t < 0.5 else 0.1 if t < 0.75 else 0.01,
+    "constant": lambda t: 1.0,
+}
+
+
+def _cosine(t: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * t))
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number."""
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    run: Run,
+    machine: Machine,
+    seed: int,
+    *,
+    compile: bool = False,
+    after_step: Callable[[torch.optim.Optimizer], None] | None = None,
+    after_epoch: Callable[[int], dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Train `model` in place, going on from `run.state` if there is one; one log row per epoch.
+
+    `after_step(optimizer)` and `after_epoch(epoch)` are how a pruning method takes part; what
+    the latter returns joins the row. The state after each epoch is saved only if the loss is
+    finite. Raises Diverged, with the last good state in the run folder.
+    """
+    place(model, machine)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+    batch_size = _fitting_batch(recipe.batch_size, len(data.train.labels))
+    steps = len(data.train.labels) // batch_size
+    curve, total = SCHEDULES[recipe.schedule], recipe.epochs * steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: curve(step / total))
+    rows: list[dict[str, Any]] = []
+    if run.state is not None:
+        model.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+        schedule.load_state_dict(run.state["schedule"])
+        rows = run.state["rows"]
+        say(f"going on after epoch {len(rows)} of {recipe.epochs}")
+    trained = torch.compile(model) if compile else model
+    if world_size() > 1:
+        trained = DistributedDataParallel(trained)
+    images = pad_for_crops(data.train.images.to(machine.device), recipe.augment)
+    labels = data.train.labels.to(machine.device)
+    test = Split(*(part.to(machine.device) for part in data.test))
+    share = slice(rank(), None, world_size())
+    for epoch in range(len(rows), recipe.epochs):
+        start, lr = time.perf_counter(), schedule.get_last_lr()[0]
+        epoch_seed = seed * 1_000_003 + epoch
+        batches = epoch_batches(data, images, labels, batch_size, epoch_seed, recipe.augment, share)
+        model.train()
+        bar = tqdm(batches, f"epoch {epoch + 1}", steps, leave=False, disable=_hide_bar())
+        loss, top1 = _train_epoch(
+            trained, bar, recipe, machine, optimizer, schedule, after_step, f"epoch {epoch + 1}"
+        )
+        seconds = time.perf_counter() - start
+        extra = after_epoch(epoch) if after_epoch else {}
+        test_top1, test_loss = evaluate(model, data, machine, test)
+        if not math.isfinite(test_loss):
+            raise Diverged(_diverged(f"epoch {epoch + 1}", lr))
+        row = {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "train_loss": loss,
+            "train_top1": top1,
+            "loss": test_loss,
+            "top1": test_top1,
+            "images_per_second": steps * batch_size / seconds,
+            "seconds": time.perf_counter() - start,
+            **extra,
+        }
+        rows.append(row)
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        run.save_state(state, rows)
+        say(
+            f"epoch {epoch + 1:3d}/{recipe.epochs}  lr {lr:.4f}  train loss {loss:.3f} "
+            f"top1 {top1:5.2f}  test loss {test_loss:.3f} top1 {test_top1:5.2f}  "
+            f"{row['images_per_second']:.0f} img/s"
+        )
+    return rows
+
+
+def _train_epoch(
+    model: nn.Module,
+    batches: tqdm,
+    recipe: Recipe,
+    machine: Machine,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    after_step: Callable[[torch.optim.Optimizer], None] | None,
+    where: str,
+) -> tuple[float, float]:
+    """One pass over the batches: mean loss, and top-1 accuracy in percent while training."""
+    sums = torch.zeros(3, device=machine.device)  # loss, correct, images; read once at the end
+    for step, (x, y) in enumerate(batches, start=1):
+        with machine.autocast():
+            logits = model(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if after_step:
+            after_step(optimizer)
+        sums += _tally(loss, logits, y)
+        if step % CHECK_EVERY == 0 and not math.isfinite(sums[0].item()):
+            raise Diverged(_diverged(f"{where}, step {step}", schedule.get_last_lr()[0]))
+    loss, top1 = _means(sums)
+    if not math.isfinite(loss):
+        raise Diverged(_diverged(where, schedule.get_last_lr()[0]))
+    return loss, top1
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, data: Data, machine: Machine, split: Split | None = None
+) -> tuple[float, float]:
+    """Top-1 accuracy in percent and mean cross-entropy on `split`, by default the test images.
+
+    The network must be on `machine.device`; its mode is left as it was.
+    """
+    split, training = split or data.test, model.training
+    model.eval()
+    sums = torch.zeros(3, device=machine.device)
+    mine = [part[rank() :: world_size()].to(machine.device) for part in split]
+    for images, y in zip(*(part.split(EVAL_BATCH) for part in mine), strict=True):
+        with machine.autocast():
+            logits = model(normalise(images, data.mean, data.std)).float()
+        sums += _tally(F.cross_entropy(logits, y), logits, y)
+    model.train(training)
+    loss, top1 = _means(sums)
+    return top1, loss
+
+
+def _tally(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    correct = (logits.argmax(1) == y).sum()
+    return torch.stack([loss.detach() * len(y), correct, torch.full_like(correct, len(y))])
+
+
+def _means(sums: Tensor) -> tuple[float, float]:
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    loss, correct, count = sums.double().tolist()
+    return loss / count, 100 * correct / count
+
+
+def _fitting_batch(batch_size: int, images: int) -> int:
+    batch_size = min(batch_size, images)
+    if batch_size % world_size():
+        processes = f"{world_size()} processes"
+        raise ValueError(f"--batch-size {batch_size} cannot be shared evenly by {processes}")
+    return batch_size
+
+
+def _hide_bar() -> bool | None:
+    return True if rank() else None  # None: shown on a terminal only
+
+
+def _diverged(where: str, lr: float) -> str:
+    return f"the loss became NaN or infinite in {where} (learning rate {lr:.3g}); try a lower --lr"
