@@ -20,9 +20,10 @@ from pruning import options
 from pruning.methods import METHODS, Method
 from utils import checkpoint as checkpoints
 from utils import cli, stages
-from utils.machine import prepare
+from utils.checkpoint import Checkpoint
+from utils.machine import Machine, prepare
 from utils.runs import Run
-from utils.train import BASELINE, LI2017, Recipe, fit
+from utils.train import BASELINE, LI2017, Recipe, fit, outcome
 
 
 def recipe_for(name: str, share_cut: float) -> Recipe:
@@ -58,10 +59,13 @@ def main(args: argparse.Namespace) -> dict:
     name = "finetuned" if args.recipe == "default" else f"finetuned-{args.recipe}"
     if pruning:
         name = f"{options.tag(args)}/{name}"
-    run = Run(args.save or stages.default_folder(args) / name, cli.outcome_flags(args), args.force)
-    if run.result:
-        return run.result
+    folder = args.save or stages.default_folder(args) / name
+    with Run(folder, cli.outcome_flags(args), args.force) as run:
+        return run.result or recover(args, run, machine, parent)
 
+
+def recover(args: argparse.Namespace, run: Run, machine: Machine, parent: Checkpoint) -> dict:
+    pruning = parent["pruning"]
     data = stages.load_data(args, parent)
     model = checkpoints.model_of(parent)
     method = METHODS[pruning["method"]] if pruning else Method(prune=None)
@@ -74,9 +78,9 @@ def main(args: argparse.Namespace) -> dict:
     rows = fit(model, data, recipe, run, machine, args.seed, compile=args.compile, **hooks)
     if method.finish:
         model = method.finish(model, pruning)
-    measured = {key: rows[-1][key] for key in ("top1", "loss")}
-    measured["seconds"] = sum(row["seconds"] for row in rows)
-    return stages.hand_over(run, args, machine, "finetuned", model, data, measured, parent, pruning)
+    return stages.hand_over(
+        run, args, machine, "finetuned", model, data, outcome(rows), parent, pruning
+    )
 
 
 if __name__ == "__main__":

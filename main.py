@@ -15,9 +15,9 @@ import torch
 
 from models import build, new_spec
 from utils import cli, stages
-from utils.machine import prepare
+from utils.machine import Machine, prepare
 from utils.runs import Run
-from utils.train import BASELINE, fit
+from utils.train import BASELINE, fit, outcome
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,18 +31,17 @@ def main(args: argparse.Namespace) -> dict:
     machine = prepare(args.device, args.precision, args.threads)
     stages.fill_defaults(args)
     folder = args.save or stages.default_folder(args) / "baseline"
-    run = Run(folder, cli.outcome_flags(args), args.force)
-    if run.result:
-        return run.result
+    with Run(folder, cli.outcome_flags(args), args.force) as run:
+        return run.result or train(args, run, machine)
 
+
+def train(args: argparse.Namespace, run: Run, machine: Machine) -> dict:
     data = stages.load_data(args)
     torch.manual_seed(args.seed)
     classes, shape = len(data.classes), {"width": args.width, "shortcut": args.shortcut}
     model = build(new_spec(args.depth, classes, arch=args.arch, **shape))
     rows = fit(model, data, cli.recipe_of(args), run, machine, args.seed, compile=args.compile)
-    measured = {key: rows[-1][key] for key in ("top1", "loss")}
-    measured["seconds"] = sum(row["seconds"] for row in rows)
-    return stages.hand_over(run, args, machine, "baseline", model, data, measured)
+    return stages.hand_over(run, args, machine, "baseline", model, data, outcome(rows))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from pruning.methods import METHODS
 from pruning.surgery import logit_difference
 from utils import checkpoint as checkpoints
 from utils import cli, stages
+from utils.checkpoint import Checkpoint
 from utils.data import normalise
 from utils.log import say, table
-from utils.machine import place, prepare
+from utils.machine import Machine, place, prepare
 from utils.runs import Run
 from utils.train import evaluate
 
@@ -57,10 +58,11 @@ def main(args: argparse.Namespace) -> dict:
     name = options.tag(args)
     options.fill_defaults(args)
     folder = args.save or stages.default_folder(args) / name / "pruned"
-    run = Run(folder, cli.outcome_flags(args), args.force)
-    if run.result:
-        return run.result
+    with Run(folder, cli.outcome_flags(args), args.force) as run:
+        return run.result or prune(args, run, machine, parent)
 
+
+def prune(args: argparse.Namespace, run: Run, machine: Machine, parent: Checkpoint) -> dict:
     start = time.perf_counter()
     data = stages.load_data(args, parent)
     model = checkpoints.model_of(parent)

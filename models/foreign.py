@@ -29,7 +29,7 @@ def adopt(content: Any, shortcut: str | None = None) -> tuple[Spec, dict[str, Te
     for key, tensor in content.items():
         for pattern, replacement in _RENAMED:
             key = re.sub(pattern, replacement, key)
-        state[key] = tensor
+        state[key] = tensor.float() if tensor.is_floating_point() else tensor
     return _read(state, shortcut), _with_counters(state)
 
 

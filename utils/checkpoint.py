@@ -37,7 +37,7 @@ def load_file(path: str | Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower():
+        if "global" in str(error).lower():
             problem = "holds more than tensors and plain types; save its state_dict() instead"
             raise CheckpointError(f"{file}: {problem}") from None
         raise CheckpointError(f"{file}: damaged or not a checkpoint") from None

@@ -24,7 +24,10 @@ from .machine import rank
 
 
 class Run:
-    """One stage at work in its folder. Only the process of rank 0 writes."""
+    """One stage at work in its folder, which no other process may enter meanwhile.
+
+    A context manager. Only the process of rank 0 writes.
+    """
 
     def __init__(self, folder: Path, arguments: dict[str, Any], force: bool = False) -> None:
         """Enter `folder`: `result` is set if the stage is done, `state` if it was interrupted.
@@ -36,9 +39,10 @@ class Run:
         self.arguments = arguments
         self.result: dict[str, Any] | None = None
         self.state: dict[str, Any] | None = None
-        self._lock = None
+        self._lock: int | None = None
         if rank() == 0:
-            self._enter(force)
+            self._take()
+            self._look(force)
         if dist.is_initialized():
             shared = [self.result]
             dist.broadcast_object_list(shared)  # the others follow what rank 0 found
@@ -47,16 +51,25 @@ class Run:
             self.state = checkpoints.load_file(self._path("resume.pt"))
             self._compare(self.state["arguments"])
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)  # which releases it, as the end of the process does
+
     def _path(self, name: str) -> Path:
         return self.folder / name
 
-    def _enter(self, force: bool) -> None:
+    def _take(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{self.folder}: another process is at work in this folder") from None
+
+    def _look(self, force: bool) -> None:
         if force:
             for name in ("result.json", "resume.pt", "metrics.jsonl", "model.pt"):
                 self._path(name).unlink(missing_ok=True)

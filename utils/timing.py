@@ -73,9 +73,7 @@ def forward(model: nn.Module, x: Tensor, machine: Machine) -> Callable[[], Tenso
     return call
 
 
-def peak_memory(
-    path: Path, shape: tuple[int, ...], machine: Machine, precision: str
-) -> int | None:
+def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, precision: str) -> int | None:
     """Bytes that the network of a checkpoint needs at its peak for one batch of `shape`.
 
     On CUDA what the allocator held at most; on the CPU the growth of the resident set of a fresh

@@ -154,6 +154,12 @@ def fit(
     return rows
 
 
+def outcome(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What a stage reports of its training: the last epoch, whatever came before."""
+    seconds = sum(row["seconds"] for row in rows)
+    return {"top1": rows[-1]["top1"], "loss": rows[-1]["loss"], "seconds": seconds}
+
+
 def _train_epoch(
     model: nn.Module,
     batches: tqdm,

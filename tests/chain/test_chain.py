@@ -1,0 +1,265 @@
+"""The commands as a user runs them, on generated images."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from models import build, new_spec
+from tests.conftest import ROOT, lively, result, run
+
+NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size", "16"]
+TRAIN = ["--epochs", "2", "--train-images", "512", "--batch-size", "64"]
+KEYS = {
+    *("stage", "checkpoint", "dataset", "arch", "depth", "method", "ratio", "seed"),
+    *("top1", "loss", "params", "macs", "seconds"),
+}
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder in which the baseline is trained; tests copy it."""
+    folder = tmp_path_factory.mktemp("base")
+    result(run("main.py", *NET, *TRAIN, cwd=folder))
+    return folder
+
+
+@pytest.fixture
+def work(base, tmp_path):
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_the_chain(work):
+    first = result(run("main.py", *NET, *TRAIN, cwd=work))
+    pruned = result(run("res50prune.py", *NET, "--ratio", "0.5", cwd=work))
+    tuned = result(run("finetune.py", *NET, *TRAIN, "--ratio", "0.5", cwd=work))
+    for stage, output in (("baseline", first), ("pruned", pruned), ("finetuned", tuned)):
+        assert output.keys() >= KEYS
+        assert output["stage"] == stage
+    assert pruned.keys() >= {"top1_before", "max_logit_difference"}
+    assert pruned["top1_before"] == first["top1"]
+    assert pruned["max_logit_difference"] < 1e-4
+    assert first["params"] > pruned["params"] == tuned["params"]
+    assert first["macs"] > pruned["macs"] == tuned["macs"]
+    assert (first["method"], tuned["method"], tuned["ratio"]) == (None, "l1", 0.5)
+
+    folder = work / "runs/synthetic/resnet20w4/seed0"
+    for name in ("baseline", "l1-0.5/pruned", "l1-0.5/finetuned"):
+        stored = json.loads((folder / name / "result.json").read_text())
+        assert folder / name / "model.pt" == work / stored["checkpoint"]
+    log = [json.loads(line) for line in (folder / "l1-0.5/finetuned/metrics.jsonl").open()]
+    assert [row["epoch"] for row in log] == [1, 2]
+    assert log[-1]["top1"] == tuned["top1"]
+    assert not list(folder.rglob("resume.pt"))
+
+    checkpoint = load(folder / "l1-0.5/finetuned/model.pt")
+    assert [entry["stage"] for entry in checkpoint["history"]] == [
+        "baseline",
+        "pruned",
+        "finetuned",
+    ]
+    model = build(checkpoint["spec"], checkpoint["state_dict"])  # alone, it rebuilds its network
+    assert sum(p.numel() for p in model.parameters()) == tuned["params"]
+
+    table = run("benchmark.py", *sorted(folder.iterdir()), "--seconds", "0.01", cwd=work)
+    rows = result(table)["rows"]
+    assert [row["params"] for row in rows] == [first["params"], tuned["params"]]
+    assert all(row["latency_ms"] > 0 and row["images_per_second"] > 0 for row in rows)
+    assert rows[1]["macs_speedup"] == first["macs"] / tuned["macs"]
+    assert "l1-0.5" in table.stderr
+
+
+def test_done_is_printed_again_and_other_arguments_are_refused(work):
+    stored = (work / "runs/synthetic/resnet20w4/seed0/baseline/result.json").read_text()
+    again = run("main.py", *NET, *TRAIN, cwd=work)
+    assert again.stdout == stored
+    other = run("main.py", *NET, *TRAIN, "--lr", "0.01", cwd=work)
+    assert other.returncode == 2
+    assert other.stdout == ""
+    assert "--lr was 0.1, is 0.01" in other.stderr
+    forced = result(run("main.py", *NET, *TRAIN, "--lr", "0.01", "--force", cwd=work))
+    assert forced["loss"] != json.loads(stored)["loss"]
+
+
+def test_a_changed_input_is_noticed(work):
+    result(run("res50prune.py", *NET, cwd=work))
+    result(run("main.py", *NET, *TRAIN, "--lr", "0.01", "--force", cwd=work))
+    stale = run("res50prune.py", *NET, cwd=work)
+    assert stale.returncode == 2
+    assert "the input checkpoint" in stale.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--depth", "56"], 2, "--depth 56 contradicts"),
+        (["--dataset", "cifar10"], 2, "--dataset cifar10 contradicts"),
+        (["--ratio", "1.0"], 2, "below 1"),
+        (["--ratio", "0.5,0.5"], 2, "3 stages"),
+        (["--skip", "layer9"], 2, "no such group"),
+        (["--skip", "layer1", "layer2", "layer3", "stem"], 2, "no such group"),
+        (["--target-macs", "0.001"], 2, "cannot be reached"),
+        (["--device", "cuda"], 2, "no CUDA device"),
+        (["--ratio", "0.5", "--target-macs", "0.5"], 2, "not allowed with"),
+        (["--model", "nowhere.pt"], 1, "nowhere.pt: no such checkpoint"),
+        (["--model", "garbage.pt"], 1, "garbage.pt: damaged"),
+    ],
+)
+def test_mistakes_get_one_line(base, tmp_path, flags, code, message):
+    (tmp_path / "garbage.pt").write_bytes(b"PK garbage")
+    model = base / "runs/synthetic/resnet20w4/seed0/baseline"
+    process = run("res50prune.py", "--model", model, *flags, "--save", "out", cwd=tmp_path)
+    assert process.returncode == code
+    assert process.stdout == ""
+    assert message in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "out/model.pt").exists()
+
+
+def test_a_missing_input_says_which_stage_to_run(tmp_path):
+    process = run("finetune.py", *NET, cwd=tmp_path)
+    assert process.returncode == 1
+    assert "l1-0.3/pruned" in process.stderr
+    process = run("main.py", "--dataset", "folder", "--data", "nowhere", cwd=tmp_path)
+    assert process.returncode == 1
+    assert "nowhere" in process.stderr.splitlines()[-1]
+
+
+def start(*args, cwd):
+    command = [sys.executable, str(ROOT / args[0]), *map(str, args[1:])]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+LONG = ["--epochs", "8", "--train-images", "1024", "--batch-size", "64", "--save", "out"]
+
+
+def epochs_logged(folder):
+    log = folder / "out/metrics.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def kill_after_an_epoch(process, folder, signum):
+    before = epochs_logged(folder)
+    while process.poll() is None and epochs_logged(folder) == before:
+        time.sleep(0.01)
+    process.send_signal(signum)
+    stdout, stderr = process.communicate()
+    assert stdout == ""
+    return process.returncode, stderr
+
+
+def test_killed_and_resumed_has_the_same_bits(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = result(run("main.py", *NET, *LONG, cwd=tmp_path / "whole"))
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for signum, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start("main.py", *NET, *LONG, cwd=cut)
+        found, stderr = kill_after_an_epoch(process, cut, signum)
+        assert found == code, stderr
+        assert "Traceback" not in stderr
+        assert not list((cut / "out").glob(".*tmp")) or signum == signal.SIGKILL
+    resumed = run("main.py", *NET, *LONG, cwd=cut)
+    assert "going on after epoch" in resumed.stderr
+    assert result(resumed)["loss"] == whole["loss"]
+    ours, theirs = (load(f / "out/model.pt")["state_dict"] for f in (cut, tmp_path / "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    epochs = [json.loads(line)["epoch"] for line in (cut / "out/metrics.jsonl").open()]
+    assert epochs == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_an_unfinished_run_refuses_other_arguments(tmp_path):
+    process = start("main.py", *NET, *LONG, cwd=tmp_path)
+    kill_after_an_epoch(process, tmp_path, signal.SIGKILL)
+    other = run("main.py", *NET, *LONG, "--seed", "3", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "--seed was 0, is 3" in other.stderr
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    first = start("main.py", *NET, *LONG, cwd=tmp_path)
+    while not (tmp_path / "out").exists():
+        time.sleep(0.01)
+    second = run("main.py", *NET, *LONG, cwd=tmp_path)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert "another process" in second.stderr
+
+
+def test_divergence_is_an_error_of_one_line(tmp_path):
+    process = run("main.py", *NET, *TRAIN, "--lr", "1e9", cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert "NaN or infinite" in process.stderr.splitlines()[-1]
+
+
+def test_several_processes_train_together(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += [str(ROOT / "main.py"), *NET, "--epochs", "5", "--seed", "7"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    output = result(process)
+    assert output["machine"]["processes"] == 2
+    assert output["top1"] > 10  # 20 classes: chance is 5
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stdout == process.stdout
+    folder = tmp_path / "runs/synthetic/resnet20w4/seed7"
+    assert sorted(f.name for f in (folder / "baseline").iterdir()) == [
+        "metrics.jsonl",
+        "model.pt",
+        "result.json",
+    ]
+    tune = [str(ROOT / "finetune.py"), *NET, *TRAIN, "--seed", "7"]
+    result(run("res50prune.py", *NET, "--seed", "7", cwd=tmp_path))
+    process = subprocess.run([*command[:5], *tune], cwd=tmp_path, capture_output=True, text=True)
+    assert result(process)["stage"] == "finetuned"
+
+
+def test_a_network_trained_elsewhere(tmp_path):
+    model = lively(new_spec(20, 20, width=8))
+    state = {f"module.{k.replace('fc.', 'linear.')}": v for k, v in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "theirs.th")
+    statistics = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
+    flags = ["--dataset", "synthetic", *statistics, "--model", "theirs.th", "--save", "slim"]
+    pruned = result(run("res50prune.py", *flags, cwd=tmp_path))
+    assert (pruned["depth"], pruned["arch"]) == (20, "resnet")
+    assert load(tmp_path / "slim/model.pt")["data"]["mean"] == [0.5, 0.5, 0.5]
+    tuned = run("finetune.py", "--refine", "slim", "--save", "tuned", *TRAIN, cwd=tmp_path)
+    assert result(tuned)["params"] == pruned["params"]
+    wrong = run("res50prune.py", *flags[:-1], "other", "--depth", "56", cwd=tmp_path)
+    assert wrong.returncode == 2
+
+
+def test_pruning_without_evaluation_is_quick(tmp_path):
+    torch.save(build(new_spec(50, 20)).state_dict(), tmp_path / "dense.pt")
+    flags = ["--model", "dense.pt", "--dataset", "synthetic", "--no-eval", "--save", "slim"]
+    output = result(run("res50prune.py", *flags, "--target-macs", "0.5", cwd=tmp_path))
+    assert output["top1"] is None
+    assert output["macs"] / 1_297_850_368 == pytest.approx(0.5, abs=0.01)
+    assert output["pruning_seconds"] < 10  # under 1 on an idle machine
+
+
+@pytest.mark.parametrize("script", ["main.py", "res50prune.py", "finetune.py", "benchmark.py"])
+def test_help_is_quick_and_complete(script, tmp_path):
+    start_time = time.perf_counter()
+    process = run(script, "--help", cwd=tmp_path)
+    seconds = time.perf_counter() - start_time
+    assert process.returncode == 0
+    assert f"python {script}" in process.stdout
+    assert "(default: " in process.stdout
+    assert seconds < 15  # under 3 on an idle machine
+    assert "%(default)" not in process.stdout
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,64 @@
+"""Small real things for the tests: networks with lively BatchNorms, image trees, commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models import build
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)
+# The commands that tests start share two cores with each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def lively(spec, seed=0):
+    """A network in evaluation mode whose BatchNorms are far from the identity."""
+    torch.manual_seed(seed)
+    model = build(spec).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def run(*args, cwd, env=None):
+    """Run a script of the repository as a user does; returns the finished process."""
+    command = [sys.executable, str(ROOT / args[0]), *map(str, args[1:])]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def result(process):
+    """The one JSON object on standard output of a command that succeeded."""
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stdout.splitlines()
+    return json.loads(line)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """A class-folder tree: 3 classes, 12 training and 6 test images each, 10 x 12 pixels."""
+    root = tmp_path_factory.mktemp("tree")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 6)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 80, (12, 10, 3), np.uint8) + 80 * (
+                    np.arange(3) == label
+                )
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return root

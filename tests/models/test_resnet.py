@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from models import STAGES, build, channel_groups, new_spec, spec_of
+
+
+@pytest.mark.parametrize("depth", sorted(STAGES))
+def test_spec_round_trip(depth):
+    spec = new_spec(depth, 100)
+    with torch.device("meta"):
+        model = build(spec)
+    assert spec_of(model) == spec
+
+
+def test_depth_counts_the_layers():
+    for depth in STAGES:
+        main_path = [n for n in new_spec(depth, 10)["widths"] if "downsample" not in n]
+        assert len(main_path) + 1 == depth  # and the classifier
+
+
+def test_names_are_torchvisions():
+    from torchvision.models import resnet18, resnet50
+
+    for theirs, depth in ((resnet18, 18), (resnet50, 50)):
+        spec = new_spec(depth, 1000, stem="imagenet")
+        state = theirs().state_dict()
+        model = build(spec, state)  # strictly
+        assert list(model.state_dict()) == list(state)
+
+
+def test_same_function_as_torchvision():
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    theirs = resnet50(num_classes=7).eval()
+    ours = build(new_spec(50, 7, stem="imagenet"), theirs.state_dict()).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(("shortcut", "front"), [("A", 8), ("A-end", 0)])
+def test_padding_shortcut_places_the_channels(shortcut, front):
+    block = build(new_spec(20, 10, shortcut=shortcut)).layer2[0].eval()
+    for conv in (block.conv1, block.conv2):
+        nn.init.zeros_(conv.weight)
+    x = torch.rand(1, 16, 8, 8)
+    expected = torch.zeros(1, 32, 4, 4)
+    expected[:, front : front + 16] = x[:, :, ::2, ::2]
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_gradient_reaches_the_stem_through_the_shortcuts():
+    model = build(new_spec(20, 10))
+    for name, parameter in model.named_parameters():
+        if ".conv2" in name:
+            nn.init.zeros_(parameter)  # only the shortcuts are left
+    model(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert model.conv1.weight.grad.abs().sum() > 0
+
+
+def test_impossible_specs_are_refused():
+    for arguments in ({"depth": 51}, {"depth": 50, "shortcut": "A"}, {"depth": 50, "arch": "vgg"}):
+        with pytest.raises(ValueError, match=r"shortcut|unknown"):
+            new_spec(num_classes=10, **arguments)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    state = build(new_spec(20, 10)).state_dict()
+    with pytest.raises(ValueError, match=r"fc\.weight"):
+        build(new_spec(20, 11), state)
+    del state["layer1.0.conv1.weight"]
+    with pytest.raises(ValueError, match=r"layer1\.0\.conv1"):
+        build(new_spec(20, 10), state)
+
+
+@pytest.mark.parametrize("depth", [18, 20, 26])
+def test_groups_cover_every_channel_once(depth):
+    spec = new_spec(depth, 10)
+    model = build(spec)
+    produced, consumed = {}, {}
+    for group in channel_groups(spec):
+        for spans, seen in ((group.producers, produced), (group.consumers, consumed)):
+            for layer, channels in spans:
+                assert len(channels) == group.size
+                seen.setdefault(layer, []).extend(channels)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert sorted(produced[name]) == list(range(module.out_channels))
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and name != "conv1":
+            size = module.weight.shape[1]
+            assert sorted(consumed[name]) == list(range(size))
+
+
+def test_streams():
+    streams = {
+        (depth, shortcut): [
+            (g.name, g.size)
+            for g in channel_groups(new_spec(depth, 10, shortcut=shortcut))
+            if g.scope == "stream"
+        ]
+        for depth, shortcut in ((20, "A"), (20, "B"), (50, "B"))
+    }
+    thin = ["layer1.stream", "layer2.stream", "layer3.stream"]
+    # A padding shortcut carries the earlier channels on, so only the new ones are a new group.
+    assert streams[20, "A"] == list(zip(thin, (16, 16, 32), strict=True))
+    assert streams[20, "B"] == list(zip(thin, (16, 32, 64), strict=True))
+    assert streams[50, "B"][:2] == [("stem.stream", 64), ("layer1.stream", 256)]

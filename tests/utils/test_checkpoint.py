@@ -1,0 +1,103 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from models import new_spec
+from tests.conftest import lively
+from utils import checkpoint as C
+from utils.files import write_atomically
+
+
+def checkpoint():
+    model = lively(new_spec(20, 10))
+    return {
+        "format": C.FORMAT,
+        "stage": "baseline",
+        "spec": new_spec(20, 10),
+        "state_dict": model.state_dict(),
+        "data": {},
+        "pruning": None,
+        "metrics": {"top1": 12.5},
+        "history": [],
+    }, model
+
+
+def test_round_trip(tmp_path):
+    content, model = checkpoint()
+    C.save(tmp_path / "model.pt", content)
+    for path in (tmp_path, tmp_path / "model.pt", str(tmp_path)):
+        again = C.load(path)
+        x = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(C.model_of(again).eval()(x), model(x), rtol=0, atol=0)
+    assert again["metrics"] == {"top1": 12.5}
+
+
+def test_what_would_not_load_is_refused_when_saving(tmp_path):
+    content, _ = checkpoint()
+    content["metrics"]["top1"] = np.float64(3)
+    with pytest.raises(TypeError, match=r"\['metrics'\]\['top1'\] is a float64"):
+        C.save(tmp_path / "model.pt", content)
+    assert not list(tmp_path.iterdir())
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "spec": Payload()}, "evil.pt")
+    with pytest.raises(C.CheckpointError, match=r"evil\.pt.*state_dict"):
+        C.load("evil.pt")
+    with open("plain.pt", "wb") as file:
+        pickle.dump(Payload(), file)
+    with pytest.raises(C.CheckpointError, match=r"plain\.pt"):
+        C.load("plain.pt")
+    assert not os.path.exists("executed")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 50_000])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    content, _ = checkpoint()
+    path = tmp_path / "model.pt"
+    C.save(path, content)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(C.CheckpointError, match=r"model\.pt: damaged") as caught:
+        C.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_content_is_named(tmp_path):
+    content, _ = checkpoint()
+    for change, message in (
+        ({"format": C.FORMAT + 1}, "newer version"),
+        ({"history": ...}, "lacks history"),
+    ):
+        broken = {k: v for k, v in {**content, **change}.items() if v is not ...}
+        torch.save(broken, tmp_path / "model.pt")
+        with pytest.raises(C.CheckpointError, match=message):
+            C.load(tmp_path)
+    torch.save([1], tmp_path / "model.pt")
+    with pytest.raises(C.CheckpointError, match="not a checkpoint"):
+        C.load(tmp_path)
+    with pytest.raises(C.CheckpointError, match="no such checkpoint"):
+        C.load(tmp_path / "nowhere")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_text("old")
+
+    def half(file):
+        file.write(b"ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,124 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from models import build, new_spec
+from utils import data as D
+from utils.machine import Machine
+from utils.runs import Run
+from utils.train import BASELINE, SCHEDULES, Diverged, evaluate, fit
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+RECIPE = BASELINE._replace(epochs=2, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def data():
+    full = D.synthetic(16)
+    return full._replace(
+        train=D.Split(*(part[:128] for part in full.train)),
+        test=D.Split(*(part[:100] for part in full.test)),
+    )
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return build(new_spec(20, 20, width=4))
+
+
+def train(folder, data, recipe=RECIPE, model=None, seed=0, machine=CPU, **hooks):
+    model = model or network()
+    with Run(folder, {"epochs": recipe.epochs}) as run:
+        rows = fit(model, data, recipe, run, machine, seed, **hooks)
+    return model.state_dict(), rows
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_is_deterministic_for_a_seed(tmp_path, data, dtype):
+    machine = Machine(torch.device("cpu"), dtype)
+    first, _ = train(tmp_path / "a", data, machine=machine)
+    second, _ = train(tmp_path / "b", data, machine=machine)
+    other, _ = train(tmp_path / "c", data, machine=machine, seed=1)
+    assert equal(first, second)
+    assert not equal(first, other)
+
+
+def test_resumed_training_has_the_same_bits(tmp_path, data):
+    recipe = RECIPE._replace(epochs=4)
+    whole, rows = train(tmp_path / "whole", data, recipe)
+
+    class Killed(Exception):
+        pass
+
+    steps = itertools.count()
+
+    def kill(optimizer):
+        if next(steps) == 9:  # in the middle of the third epoch
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", data, recipe, after_step=kill)
+    resumed, again = train(tmp_path / "cut", data, recipe, model=network(99))
+    assert equal(whole, resumed)
+    for a, b in zip(rows, again, strict=True):
+        assert {k: a[k] for k in ("loss", "top1", "lr", "train_loss")} == {
+            k: b[k] for k in ("loss", "top1", "lr", "train_loss")
+        }
+
+
+def test_a_batch_larger_than_the_data_shrinks(tmp_path, data):
+    _, rows = train(tmp_path, data, RECIPE._replace(batch_size=1000, epochs=1))
+    assert math.isfinite(rows[0]["train_loss"])
+
+
+def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, data):
+    steps = itertools.count()
+
+    def explode(optimizer):
+        if next(steps) == 5:  # in the second epoch
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"][0].fill_(math.nan)
+
+    with pytest.raises(Diverged, match="epoch 2"):
+        train(tmp_path, data, after_step=explode)
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert len(state["rows"]) == 1
+    assert all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_evaluate_is_exact_and_leaves_the_network_alone(data):
+    model = network().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    top1, loss = evaluate(model, data, CPU)
+    assert model.training
+    assert equal(before, model.state_dict())
+    with torch.no_grad():
+        logits = model.eval()(D.normalise(data.test.images, data.mean, data.std))
+    assert top1 == 100 * (logits.argmax(1) == data.test.labels).double().mean().item()
+    expected = torch.nn.functional.cross_entropy(logits, data.test.labels).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_hooks_see_every_step_and_epoch(tmp_path, data):
+    steps = []
+    _, rows = train(
+        tmp_path, data, after_step=steps.append, after_epoch=lambda epoch: {"mine": 10 * epoch}
+    )
+    assert len(steps) == 8
+    assert [row["mine"] for row in rows] == [0, 10]
+
+
+def test_schedules_by_hand():
+    at = {name: [round(f(t), 4) for t in (0, 0.15, 0.3, 0.65)] for name, f in SCHEDULES.items()}
+    assert at["onecycle"] == [0.04, 0.52, 1.0, 0.5]
+    assert at["cosine"][0] == 1.0
+    assert SCHEDULES["cosine"](0.5) == pytest.approx(0.5)
+    assert at["multistep"] == [1.0, 1.0, 1.0, 0.1]
+    assert SCHEDULES["multistep"](0.75) == 0.01
+    assert at["constant"] == [1.0] * 4
