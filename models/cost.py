@@ -29,13 +29,14 @@ def layer_costs(spec: Spec, image_size: int = 32) -> list[LayerCost]:
     """One row per layer, for square images of `image_size` pixels."""
     widths, rows = spec["widths"], []
 
-    def conv(name: str, bn: str, channels: int, kernel: int, stride: int, size: int) -> int:
-        size = -(-size // stride)  # all our convolutions pad to ceil(size / stride)
-        out = widths[name]
-        params = out * channels * kernel * kernel
-        shape = (out, channels, kernel, kernel)
-        rows.append(LayerCost(name, "conv", shape, size, params, params * size * size))
-        rows.append(LayerCost(bn, "bn", (out,), size, 2 * out, 0))
+    def conv(name: str, bn: str | None, inputs: int, kernel: int, stride: int, size: int) -> int:
+        # `inputs` are those of one filter; all our convolutions pad to ceil(size / stride).
+        size, out = -(-size // stride), widths[name]
+        weights, bias = out * inputs * kernel * kernel, 0 if bn else out
+        shape = (out, inputs, kernel, kernel)
+        rows.append(LayerCost(name, "conv", shape, size, weights + bias, weights * size * size))
+        if bn:
+            rows.append(LayerCost(bn, "bn", (out,), size, 2 * out, 0))
         return size
 
     kernel, stride = STEMS[spec["stem"]]
@@ -45,9 +46,12 @@ def layer_costs(spec: Spec, image_size: int = 32) -> list[LayerCost]:
     for plan in block_plans(spec):
         incoming, size_in, b = channels, size, plan.name
         for layer in plan.convs:
-            name = f"{b}.{layer.name}"
-            size = conv(name, f"{b}.{layer.bn}", channels, layer.kernel, layer.stride, size)
+            name, inputs = f"{b}.{layer.name}", 1 if layer.depthwise else channels
+            size = conv(name, f"{b}.{layer.bn}", inputs, layer.kernel, layer.stride, size)
             channels = widths[name]
+        if plan.se:
+            conv(f"{b}.se.fc1", None, channels, 1, 1, 1)
+            conv(f"{b}.se.fc2", None, widths[f"{b}.se.fc1"], 1, 1, 1)
         if plan.shortcut == "projection":
             conv(f"{b}.downsample.0", f"{b}.downsample.1", incoming, 1, plan.stride, size_in)
     classes = spec["num_classes"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
-from .resnet import Spec, block_plans
+from .resnet import BlockPlan, Spec, block_plans
 
 
 class Span(NamedTuple):
@@ -28,7 +27,11 @@ class Group(NamedTuple):
     size: int
     producers: tuple[Span, ...]  # convolutions: output channels
     norms: tuple[Span, ...]  # BatchNorms behind the producers
+    carriers: tuple[Span, ...]  # layers that work on each channel by itself, or scale it
     consumers: tuple[Span, ...]  # convolutions and the classifier: input channels
+
+
+ROLES = ("producers", "norms", "carriers", "consumers")
 
 
 class _Walk:
@@ -42,7 +45,7 @@ class _Walk:
 
     def open(self, name: str, scope: str, stage: int, size: int) -> list[str]:
         fields = {"name": name, "scope": scope, "stage": stage, "size": size}
-        self.groups[name] = {**fields, "producers": [], "norms": [], "consumers": []}
+        self.groups[name] = {**fields, **{role: [] for role in ROLES}}
         return [name] * size
 
     def note(self, role: str, layer: str, stream: list[str]) -> None:
@@ -53,6 +56,22 @@ class _Walk:
     def produce(self, conv: str, bn: str, stream: list[str]) -> None:
         self.note("producers", conv, stream)
         self.note("norms", bn, stream)
+
+
+def _stream_behind(walk: _Walk, plan: BlockPlan, incoming: list[str], spec: Spec) -> list[str]:
+    """The channels of the residual sum behind a block."""
+    size = spec["widths"][f"{plan.name}.{plan.convs[-1].name}"]
+    if plan.shortcut == "identity":
+        return incoming
+    name = f"layer{plan.stage}.stream"
+    if plan.shortcut == "pad":
+        before = spec["pads"][f"{plan.name}.downsample"]
+        fresh = walk.open(name, "stream", plan.stage, size - len(incoming))
+        return fresh[:before] + incoming + fresh[before:]
+    stream = walk.open(name, "stream", plan.stage, size)
+    walk.note("consumers", f"{plan.name}.downsample.0", incoming)
+    walk.produce(f"{plan.name}.downsample.0", f"{plan.name}.downsample.1", stream)
+    return stream
 
 
 def channel_groups(spec: Spec) -> list[Group]:
@@ -68,24 +87,25 @@ def channel_groups(spec: Spec) -> list[Group]:
     stream = walk.open(stem, "stream", 1, widths["conv1"])
     walk.produce("conv1", "bn1", stream)
     for plan in plans:
-        incoming, first, last = stream, plan.convs[0], plan.convs[-1]
-        walk.note("consumers", f"{plan.name}.{first.name}", incoming)
-        for conv, reader in pairwise(plan.convs):
-            name = f"{plan.name}.{conv.name}"
-            inner = walk.open(name, "inner", plan.stage, widths[name])
-            walk.produce(name, f"{plan.name}.{conv.bn}", inner)
-            walk.note("consumers", f"{plan.name}.{reader.name}", inner)
-        size = widths[f"{plan.name}.{last.name}"]
-        if plan.shortcut == "projection":
-            stream = walk.open(f"layer{plan.stage}.stream", "stream", plan.stage, size)
-            walk.note("consumers", f"{plan.name}.downsample.0", incoming)
-            walk.produce(f"{plan.name}.downsample.0", f"{plan.name}.downsample.1", stream)
-        elif plan.shortcut == "pad":
-            before = spec["pads"][f"{plan.name}.downsample"]
-            new = size - len(incoming)
-            fresh = walk.open(f"layer{plan.stage}.stream", "stream", plan.stage, new)
-            stream = fresh[:before] + incoming + fresh[before:]
-        walk.produce(f"{plan.name}.{last.name}", f"{plan.name}.{last.bn}", stream)
+        incoming, stream = stream, _stream_behind(walk, plan, stream, spec)
+        channels = incoming
+        for conv in plan.convs:
+            name, bn = f"{plan.name}.{conv.name}", f"{plan.name}.{conv.bn}"
+            if conv.depthwise:
+                walk.note("carriers", name, channels)
+                walk.note("norms", bn, channels)
+                continue
+            walk.note("consumers", name, channels)
+            last = conv is plan.convs[-1]
+            channels = stream if last else walk.open(name, "inner", plan.stage, widths[name])
+            walk.produce(name, bn, channels)
+        if plan.se:
+            squeeze, excite = f"{plan.name}.se.fc1", f"{plan.name}.se.fc2"
+            squeezed = walk.open(squeeze, "inner", plan.stage, widths[squeeze])
+            walk.note("consumers", squeeze, stream)
+            walk.note("producers", squeeze, squeezed)
+            walk.note("consumers", excite, squeezed)
+            walk.note("carriers", excite, stream)
     walk.note("consumers", "fc", stream)
     return [
         Group(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

@@ -29,7 +29,8 @@ BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 THIN = {depth: ((depth - 2) // 6,) * 3 for depth in (20, 32, 44, 56, 110)}
 STAGES = {**BASIC, **BOTTLENECK, **THIN}
-ARCHS = ("resnet",)
+ARCHS = ("resnet", "resnet_de")  # _de: depthwise-separable, with squeeze-and-excitation
+SE_REDUCTION = 16  # Hu et al. 2018 (arXiv 1709.01507), section 3
 SHORTCUTS = ("A", "A-end", "B")  # zeros on both sides | zeros behind | 1x1 projection
 STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}  # kernel and stride; imagenet adds a max-pool
 
@@ -41,6 +42,7 @@ class ConvPlan(NamedTuple):
     bn: str
     kernel: int
     stride: int
+    depthwise: bool = False
 
 
 class BlockPlan(NamedTuple):
@@ -51,27 +53,35 @@ class BlockPlan(NamedTuple):
     stride: int
     convs: tuple[ConvPlan, ...]
     shortcut: str  # "identity", "pad" or "projection"
+    se: bool  # squeeze-and-excitation before the sum
 
 
 def block_plans(spec: Spec) -> list[BlockPlan]:
     """The blocks of a network in order: the one place that knows the topology."""
-    kernels = (1, 3, 1) if spec["depth"] in BOTTLENECK else (3, 3)
+    bottleneck = spec["depth"] in BOTTLENECK
+    separable = spec["arch"] == "resnet_de"
     plans = []
     for stage, count in enumerate(STAGES[spec["depth"]], start=1):
         for index in range(count):
             stride = 2 if stage > 1 and index == 0 else 1
-            # torchvision's placement: the stride sits on the first 3x3 convolution.
-            strided = kernels.index(3)
-            convs = tuple(
-                ConvPlan(f"conv{i + 1}", f"bn{i + 1}", kernel, stride if i == strided else 1)
-                for i, kernel in enumerate(kernels)
-            )
-            changes_width = index == 0 and (stage > 1 or len(kernels) == 3)
             shortcut = "identity"
-            if changes_width:
+            if index == 0 and (stage > 1 or bottleneck):
                 shortcut = "projection" if spec["shortcut"] == "B" else "pad"
-            plans.append(BlockPlan(f"layer{stage}.{index}", stage, stride, convs, shortcut))
+            convs = _convs(bottleneck, separable, stride)
+            name = f"layer{stage}.{index}"
+            plans.append(BlockPlan(name, stage, stride, convs, shortcut, separable))
     return plans
+
+
+def _convs(bottleneck: bool, separable: bool, stride: int) -> tuple[ConvPlan, ...]:
+    # torchvision's placement: the stride sits on the first 3x3 convolution.
+    if not bottleneck:
+        return ConvPlan("conv1", "bn1", 3, stride), ConvPlan("conv2", "bn2", 3, 1)
+    middle = (ConvPlan("conv2", "bn2", 3, stride),)
+    if separable:  # Howard et al. 2017 (arXiv 1704.04861), section 3.1
+        depthwise = ConvPlan("conv2_dw", "bn2_dw", 3, stride, depthwise=True)
+        middle = (depthwise, ConvPlan("conv2", "bn2", 1, 1))
+    return ConvPlan("conv1", "bn1", 1, 1), *middle, ConvPlan("conv3", "bn3", 1, 1)
 
 
 def new_spec(
@@ -93,6 +103,9 @@ def new_spec(
         raise ValueError(f"unknown arch {arch!r}; known: {', '.join(ARCHS)}")
     if depth not in STAGES:
         raise ValueError(f"unknown depth {depth}; known: {', '.join(map(str, sorted(STAGES)))}")
+    if arch == "resnet_de" and depth not in BOTTLENECK:
+        depths = ", ".join(map(str, BOTTLENECK))
+        raise ValueError(f"resnet_de exists for the bottleneck depths only: {depths}")
     thin = depth in THIN
     shortcut = shortcut or ("A" if thin else "B")
     if shortcut not in SHORTCUTS:
@@ -116,6 +129,9 @@ def new_spec(
         for conv in block.convs:
             last = conv is block.convs[-1]
             spec["widths"][f"{block.name}.{conv.name}"] = inner * expansion if last else inner
+        if block.se:
+            spec["widths"][f"{block.name}.se.fc1"] = max(1, inner * expansion // SE_REDUCTION)
+            spec["widths"][f"{block.name}.se.fc2"] = inner * expansion
         if block.shortcut == "projection":
             spec["widths"][f"{block.name}.downsample.0"] = inner * expansion
         elif block.shortcut == "pad":
@@ -138,6 +154,19 @@ class PadShortcut(nn.Module):
         return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by what all channels look like on average (Hu et al. 2018)."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(F.relu(self.fc1(self.avgpool(x)))).sigmoid()
+
+
 class Block(nn.Module):
     """A basic or bottleneck block: a chain of convolutions and a shortcut around it."""
 
@@ -146,11 +175,15 @@ class Block(nn.Module):
         widths, self.convs, channels = spec["widths"], plan.convs, in_channels
         for conv in plan.convs:
             out = widths[f"{plan.name}.{conv.name}"]
-            padding = conv.kernel // 2
-            layer = nn.Conv2d(channels, out, conv.kernel, conv.stride, padding, bias=False)
+            shape = {"kernel_size": conv.kernel, "stride": conv.stride, "padding": conv.kernel // 2}
+            groups = channels if conv.depthwise else 1
+            layer = nn.Conv2d(channels, out, **shape, groups=groups, bias=False)
             self.add_module(conv.name, layer)
             self.add_module(conv.bn, nn.BatchNorm2d(out))
             channels = out
+        self.se: nn.Module | None = None
+        if plan.se:
+            self.se = SqueezeExcitation(channels, widths[f"{plan.name}.se.fc1"])
         self.downsample: nn.Module | None = None
         if plan.shortcut == "projection":
             out = widths[f"{plan.name}.downsample.0"]
@@ -166,6 +199,8 @@ class Block(nn.Module):
             out = getattr(self, conv.bn)(getattr(self, conv.name)(out))
             if conv is not self.convs[-1]:
                 out = F.relu(out, inplace=True)
+        if self.se is not None:
+            out = self.se(out)
         out += x if self.downsample is None else self.downsample(x)
         return F.relu(out, inplace=True)
 

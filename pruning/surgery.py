@@ -11,6 +11,9 @@ from models import Group, Spec, block_plans, build, channel_groups, spec_of
 
 from .allocation import Kept
 
+# Which dimension of a layer's tensors the channels of a group are, by the layer's role in it.
+DIMENSION = {"producers": 0, "norms": 0, "carriers": 0, "consumers": 1}
+
 
 def _survivors(spec: Spec, kept: Kept) -> dict[tuple[str, int], list[int]]:
     """For every (layer, dimension) that loses channels, the indices that stay."""
@@ -18,7 +21,7 @@ def _survivors(spec: Spec, kept: Kept) -> dict[tuple[str, int], list[int]]:
     sizes: dict[tuple[str, int], int] = {}
     for group in channel_groups(spec):
         stays = set(kept[group.name].tolist()) if group.name in kept else set(range(group.size))
-        for role, dim in (("producers", 0), ("norms", 0), ("consumers", 1)):
+        for role, dim in DIMENSION.items():
             for layer, channels in getattr(group, role):
                 gone = {c for i, c in enumerate(channels) if i not in stays}
                 lost.setdefault((layer, dim), set()).update(gone)

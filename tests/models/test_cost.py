@@ -24,11 +24,30 @@ def test_exact_figures(depth, classes, shortcut, macs, params):
     assert cost_of(new_spec(depth, classes, shortcut=shortcut)) == (params, macs)
 
 
-@pytest.mark.parametrize("depth", [18, 20, 26])
+def test_separable_networks():
+    assert cost_of(new_spec(26, 100, arch="resnet_de")) == (9_994_756, 462_757_888)
+    assert cost_of(new_spec(50, 100, arch="resnet_de")) == (16_218_004, 767_713_280)
+
+
+def test_one_separable_block_by_hand():
+    """layer1.1 of depth 26: 256 -> 64 -> depthwise 64 -> 64 -> 256 channels on 32 x 32 pixels."""
+    rows = layer_costs(new_spec(26, 100, arch="resnet_de"))
+    block = {r.name: r for r in rows if r.name.startswith("layer1.1.")}
+    pointwise = 256 * 64 + 64 * 64 + 64 * 256
+    squeeze = 256 * 16 + 16 * 256
+    macs = (pointwise + 64 * 9) * 32 * 32 + squeeze
+    params = pointwise + 64 * 9 + squeeze + 16 + 256 + 2 * (64 + 64 + 64 + 256)
+    assert sum(r.macs for r in block.values()) == macs
+    assert sum(r.params for r in block.values()) == params
+
+
+@pytest.mark.parametrize(
+    ("arch", "depth"), [*(("resnet", d) for d in (18, 20, 26)), ("resnet_de", 26)]
+)
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("size", [32, 33])
-def test_counters_agree(depth, stem, size):
-    spec = new_spec(depth, 10, width=8, stem=stem)
+def test_counters_agree(arch, depth, stem, size):
+    spec = new_spec(depth, 10, arch=arch, width=8, stem=stem)
     model = build(spec).eval()
     cost = cost_of(spec, size)
     assert cost.params == sum(p.numel() for p in model.parameters())

@@ -14,7 +14,7 @@ def test_spec_round_trip(depth):
 
 
 def test_depth_counts_the_layers():
-    for depth in STAGES:
+    for depth in STAGES:  # bottleneck, basic and thin
         main_path = [n for n in new_spec(depth, 10)["widths"] if "downsample" not in n]
         assert len(main_path) + 1 == depth  # and the classifier
 
@@ -75,20 +75,24 @@ def test_weights_that_do_not_fit_are_refused():
         build(new_spec(20, 10), state)
 
 
-@pytest.mark.parametrize("depth", [18, 20, 26])
-def test_groups_cover_every_channel_once(depth):
-    spec = new_spec(depth, 10)
+@pytest.mark.parametrize(
+    ("arch", "depth"), [("resnet", 18), ("resnet", 20), ("resnet", 26), ("resnet_de", 26)]
+)
+def test_groups_cover_every_channel_once(arch, depth):
+    spec = new_spec(depth, 10, arch=arch)
     model = build(spec)
     produced, consumed = {}, {}
     for group in channel_groups(spec):
-        for spans, seen in ((group.producers, produced), (group.consumers, consumed)):
+        written = group.producers + group.carriers
+        for spans, seen in ((written, produced), (group.consumers, consumed)):
             for layer, channels in spans:
                 assert len(channels) == group.size
                 seen.setdefault(layer, []).extend(channels)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             assert sorted(produced[name]) == list(range(module.out_channels))
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and name != "conv1":
+        reads = isinstance(module, (nn.Conv2d, nn.Linear)) and getattr(module, "groups", 1) == 1
+        if reads and name != "conv1":
             size = module.weight.shape[1]
             assert sorted(consumed[name]) == list(range(size))
 

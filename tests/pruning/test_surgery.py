@@ -21,6 +21,8 @@ NETWORKS = {
     "20 A-end": new_spec(20, 7, shortcut="A-end"),
     "20 B": new_spec(20, 7, shortcut="B"),
     "56 A": new_spec(56, 7),
+    "26 de": new_spec(26, 7, arch="resnet_de", width=8),
+    "50 de": new_spec(50, 7, arch="resnet_de", width=8),
 }
 
 
@@ -43,7 +45,7 @@ def test_slim_equals_silenced(network, scope, ratio, allocation, seed):
 
 
 @settings(deadline=None, max_examples=25)
-@given(data=st.data(), network=st.sampled_from(["20 A", "20 A-end", "26"]))
+@given(data=st.data(), network=st.sampled_from(["20 A", "20 A-end", "26", "26 de"]))
 def test_any_choice_of_channels_can_be_cut(data, network):
     """Not only what a criterion would choose: also all but one channel, or one side of a pad."""
     model = lively(NETWORKS[network])
