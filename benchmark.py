@@ -49,12 +49,16 @@ def resolve(path: Path) -> list[Path]:
         for stage in LAST_STAGES:
             if found := sorted(path.glob(f"{stage}/model.pt")):
                 return found
+        say(f"{path}: holds no checkpoint (yet); left out")
+        return []
     return [checkpoints.find(path)]
 
 
 def main(args: argparse.Namespace) -> dict:
     machine = prepare(args.device, args.precision, args.threads)
     files = [file for path in args.checkpoints for file in resolve(path)]
+    if not files:
+        raise checkpoints.CheckpointError("none of these folders holds a checkpoint")
     loaded = [checkpoints.load(file) for file in files]
     sizes = {checkpoint["data"]["image_size"] for checkpoint in loaded}
     if len(sizes) > 1:
@@ -64,7 +68,7 @@ def main(args: argparse.Namespace) -> dict:
     models = [checkpoints.model_of(checkpoint) for checkpoint in loaded]
     timings: dict[str, list[Timing]] = {}
     for name, shape in shapes.items():
-        x = torch.randn(shape, device=machine.device).to(memory_format=torch.channels_last)
+        x = torch.randn(shape)
         calls = [forward(model, x, machine) for model in models]
         say(f"timing {len(models)} networks at batch {shape[0]}")
         timings[name] = interleaved(calls, machine.device, args.seconds)

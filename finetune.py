@@ -2,35 +2,59 @@
 
     python finetune.py --depth 50 --dataset cifar100 --method l1 --ratio 0.6
     python finetune.py --refine runs/mine/pruned --save runs/mine/finetuned
-    python finetune.py --depth 50 --dataset cifar100 --ratio 0.6 --recipe li2017
+    python finetune.py --depth 50 --dataset cifar100 --ratio 0.6 --recipe lr-rewind
+    python finetune.py --depth 50 --dataset cifar100 --ratio 0.6 --teacher runs/.../baseline
     torchrun --nproc-per-node 4 finetune.py --depth 50 --dataset cifar100 --ratio 0.6
 
 The input is what res50prune.py wrote for the same flags, or --refine: a checkpoint or a run
-folder. It does what the method in the checkpoint needs. The default recipe is one cycle whose
-peak learning rate rises with the share of the MACs that was cut, from 0.01 to 0.1; the recipe
-li2017 is the literal one of that paper. Single training flags override the recipe.
+folder. It does what the method in the checkpoint needs. Recipes (single training flags override
+them; all take 40 epochs unless --epochs says otherwise, so that they compare):
+
+    default    one cycle; its peak learning rate rises with what was cut, from 0.01 to 0.1
+    li2017     the literal one of that paper: 0.001 throughout
+    lr-rewind  the last epochs of the schedule that the dense network was trained with
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from models import cost_of
+from torch import nn
+
 from pruning import options
-from pruning.methods import METHODS, Method
+from pruning.methods import METHODS, hooks
 from utils import checkpoint as checkpoints
 from utils import cli, stages
 from utils.checkpoint import Checkpoint
-from utils.machine import Machine, prepare
+from utils.data import Data
+from utils.files import sha256
+from utils.log import say
+from utils.machine import Machine, place, prepare
 from utils.runs import Run
-from utils.train import BASELINE, LI2017, Recipe, fit, outcome
+from utils.train import BASELINE, LI2017, Hooks, Recipe, evaluate, fit, outcome
+from utils.train import reestimate_batchnorm as reestimate
 
 
-def recipe_for(name: str, share_cut: float) -> Recipe:
-    """The recipe of a name; `share_cut` is the share of the MACs that pruning removed."""
-    if name == "li2017":
-        return LI2017
+def default_recipe(parent: Checkpoint) -> Recipe:
+    share_cut = parent["pruning"]["share_cut"] if parent["pruning"] else 0.0
     return BASELINE._replace(epochs=40, lr=round(0.01 * 10**share_cut, 4))
+
+
+def li2017(parent: Checkpoint) -> Recipe:
+    return LI2017
+
+
+def lr_rewind(parent: Checkpoint) -> Recipe:
+    """The schedule of the dense network again (Renda et al. 2020, arXiv 2003.02389, section 3)."""
+    trained = [e["arguments"] for e in parent["history"] if "lr_schedule" in e["arguments"]]
+    if not trained:
+        raise ValueError("--recipe lr-rewind: the checkpoint does not tell how it was trained")
+    recipe = Recipe(
+        **{field: trained[0][field] for field in BASELINE._fields if field in trained[0]}
+    )
+    return recipe._replace(epochs=min(40, recipe.epochs))
+
+
+RECIPES = {"default": default_recipe, "li2017": li2017, "lr-rewind": lr_rewind}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,8 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_run_flags(p)
     g = p.add_argument_group("input")
     g.add_argument("--refine", type=Path, metavar="CKPT", help="(default: the pruned network)")
+    g.add_argument("--recipe", choices=RECIPES, default="default", help="how to train")
+    g.add_argument("--teacher", type=Path, metavar="CKPT", help="distil this network's logits")
+    g.add_argument("--temperature", type=cli.number(float, 1), metavar="T", help="of both logits")
     g.add_argument(
-        "--recipe", choices=("default", "li2017"), default="default", help="how to train"
+        "--teacher-weight", type=cli.number(float, 0, 1), metavar="X", help="in the loss"
+    )
+    g.add_argument(
+        "--reestimate-bn",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="average BatchNorm's statistics anew before training",
     )
     options.add_pruning_flags(p)
     cli.add_training_flags(p, None)
@@ -48,39 +81,67 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     machine = prepare(args.device, args.precision, args.threads)
-    parent = stages.read_input(args, args.refine, f"{options.tag(args)}/pruned")
-    pruning = parent["pruning"]
-    options.inherit(args, pruning)
-    spec, size = parent["spec"], parent["data"]["image_size"]
-    share_cut = 1 - cost_of(spec, size).macs / pruning["before"]["macs"] if pruning else 0.0
-    for field, value in recipe_for(args.recipe, share_cut)._asdict().items():
-        if getattr(args, field) is None:
-            setattr(args, field, value)
+    file, parent = stages.read_input(args, args.refine, f"{options.tag(args)}/pruned")
+    options.inherit(args, parent["pruning"])
+    resolve_recipe(args, parent)
     name = "finetuned" if args.recipe == "default" else f"finetuned-{args.recipe}"
-    if pruning:
-        name = f"{options.tag(args)}/{name}"
-    folder = args.save or stages.default_folder(args) / name
+    if args.teacher:
+        args.teacher_hash = sha256(checkpoints.find(args.teacher))
+        name += "-taught"
+    if parent["pruning"]:
+        name = f"{parent['pruning']['name']}/{name}"
+    folder = stages.output_folder(args, name, file)
     with Run(folder, cli.outcome_flags(args), args.force) as run:
-        return run.result or recover(args, run, machine, parent)
+        return run.result or recover(args, run, machine, file, parent)
 
 
-def recover(args: argparse.Namespace, run: Run, machine: Machine, parent: Checkpoint) -> dict:
-    pruning = parent["pruning"]
+def resolve_recipe(args: argparse.Namespace, parent: Checkpoint) -> None:
+    """Fill the training flags that were not given from the recipe."""
+    recipe = RECIPES[args.recipe](parent)
+    for field, value in recipe._asdict().items():
+        if getattr(args, field, None) is None:
+            setattr(args, field, value)
+    if args.recipe == "lr-rewind":
+        whole = recipe_length(parent)
+        args.lr_start = max(0.0, 1 - args.epochs / whole)
+
+
+def recipe_length(parent: Checkpoint) -> int:
+    return next(e["arguments"]["epochs"] for e in parent["history"] if "epochs" in e["arguments"])
+
+
+def recover(
+    args: argparse.Namespace, run: Run, machine: Machine, file: Path, parent: Checkpoint
+) -> dict:
     data = stages.load_data(args, parent)
-    model = checkpoints.model_of(parent)
-    method = METHODS[pruning["method"]] if pruning else Method(prune=None)
-    hooks = {
-        name: hook and partial(hook, model, pruning)
-        for name, hook in method._asdict().items()
-        if name.startswith("after_")
-    }
-    recipe = cli.recipe_of(args)
-    rows = fit(model, data, recipe, run, machine, args.seed, compile=args.compile, **hooks)
-    if method.finish:
-        model = method.finish(model, pruning)
-    return stages.hand_over(
-        run, args, machine, "finetuned", model, data, outcome(rows), parent, pruning
-    )
+    model = checkpoints.model_of(parent, file)
+    pruning = parent["pruning"]
+    measured = {}
+    if args.reestimate_bn and run.state is None:
+        measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
+        reestimate(model, data, machine, args.seed)
+        measured["top1_reestimated"], _ = evaluate(model, data, machine)
+        before, after = measured.values()
+        say(f"top-1 {before:.2f} %, with BatchNorm re-estimated {after:.2f} %")
+    taking_part = Hooks(**hooks(model, pruning))
+    recipe, teacher = cli.recipe_of(args), load_teacher(args, machine, data)
+    how = {"compile": args.compile, "hooks": taking_part, "teacher": teacher}
+    rows = fit(model, data, recipe, run, machine, args.seed, **how)
+    measured = {**outcome(rows), **measured}
+    if pruning and (finish := METHODS[pruning["method"]].finish):
+        model, changes = finish(model, pruning)
+        pruning = {**pruning, **changes}
+    return stages.hand_over(run, args, machine, "finetuned", model, data, measured, parent, pruning)
+
+
+def load_teacher(args: argparse.Namespace, machine: Machine, data: Data) -> nn.Module | None:
+    if args.teacher is None:
+        return None
+    file = checkpoints.find(args.teacher)
+    checkpoint = checkpoints.load(file)
+    if checkpoint["data"]["classes"] != data.classes:
+        raise ValueError(f"--teacher {file} knows other classes than the data")
+    return place(checkpoints.model_of(checkpoint, file), machine).eval().requires_grad_(False)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Stage 2: cut the least important channels out of a trained network. Trains nothing.
+"""Stage 2: prune a trained network. Trains nothing.
 
     python res50prune.py --depth 50 --dataset cifar100 --method l1 --ratio 0.6
     python res50prune.py --depth 56 --dataset cifar10 --ratio 0.6,0.3,0.1 --skip layer1.7 layer2.0
     python res50prune.py --depth 50 --dataset cifar100 --scope all --target-macs 0.5
     python res50prune.py --model resnet56.th --dataset cifar10 --save runs/mine
+    python res50prune.py --depth 50 --dataset cifar100 --sensitivity
 
 Works on any ResNet, in spite of its name. The input is the baseline of the same flags, or
 --model: a checkpoint, a run folder, or a plain state dict of a torchvision-style ResNet trained
@@ -13,24 +14,37 @@ the same channels silenced; then the result as one JSON line.
 """
 
 import argparse
+import contextlib
+import json
 import time
+from functools import partial
 from pathlib import Path
 
-from models import Cost, cost_of
-from pruning import options
-from pruning.methods import METHODS
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from models import Cost, channel_groups, cost_of
+from pruning import options, sensitivity
+from pruning.allocation import select
+from pruning.criteria import Evidence, score
+from pruning.methods import METHODS, Task
 from pruning.surgery import logit_difference
 from utils import checkpoint as checkpoints
-from utils import cli, stages
+from utils import cli, plots, stages
 from utils.checkpoint import Checkpoint
-from utils.data import normalise
+from utils.data import Data, Split, normalise, sample
+from utils.files import write_text
 from utils.log import say, table
 from utils.machine import Machine, place, prepare
 from utils.runs import Run
+from utils.timing import relative_latency
 from utils.train import evaluate
 
 CHECK_IMAGES = 16
 TOLERANCE = 1e-3  # of the largest logit, in float32; rounding alone stays far below
+EVIDENCE_IMAGES = 512
+SENSITIVITY_IMAGES = 2000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,10 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_run_flags(p)
     g = p.add_argument_group("input")
     g.add_argument("--model", type=Path, metavar="CKPT", help="(default: the baseline)")
-    for name in ("mean", "std"):
+    for name, low in (("mean", 0), ("std", 1e-3)):
         g.add_argument(
             f"--{name}",
-            type=float,
+            type=cli.number(float, low, 1),
             nargs=3,
             metavar=("R", "G", "B"),
             help="normalisation of a network trained elsewhere, of pixels in [0, 1] "
@@ -49,34 +63,61 @@ def build_parser() -> argparse.ArgumentParser:
         )
     g.add_argument("--no-eval", action="store_true", help="do not measure any accuracy")
     options.add_pruning_flags(p)
+    p.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="only measure what cutting each group alone costs on training images, and draw it",
+    )
+    p.add_argument(
+        "--batch-size",
+        type=cli.number(int, 1),
+        default=64,
+        metavar="N",
+        help="at which --target-latency is measured",
+    )
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
     machine = prepare(args.device, args.precision, args.threads)
-    parent = stages.read_input(args, args.model, "baseline")
+    file, parent = stages.read_input(args, args.model, "baseline")
     name = options.tag(args)
     options.fill_defaults(args)
-    folder = args.save or stages.default_folder(args) / name / "pruned"
+    if args.target_latency and args.round_to == 1:
+        groups = channel_groups(parent["spec"])
+        args.round_to = options.hardware_multiple(machine.device.type, groups)
+    if parent["pruning"]:
+        name = f"{parent['pruning']['name']}+{name}"
+    if args.sensitivity:
+        return measure_sensitivity(args, machine, file, parent)
+    folder = stages.output_folder(args, f"{name}/pruned", file)
     with Run(folder, cli.outcome_flags(args), args.force) as run:
-        return run.result or prune(args, run, machine, parent)
+        return run.result or prune(args, run, machine, file, parent, name)
 
 
-def prune(args: argparse.Namespace, run: Run, machine: Machine, parent: Checkpoint) -> dict:
+def prune(
+    args: argparse.Namespace,
+    run: Run,
+    machine: Machine,
+    file: Path,
+    parent: Checkpoint,
+    name: str,
+) -> dict:
     start = time.perf_counter()
     data = stages.load_data(args, parent)
-    model = checkpoints.model_of(parent)
+    model = checkpoints.model_of(parent, file)
     before = cost_of(parent["spec"], data.image_size)
-    dense = Cost(**parent["pruning"]["dense"]) if parent["pruning"] else before
+    task = task_for(args, machine, file, parent, data, model)
 
     pruning_start = time.perf_counter()
-    pruned = METHODS[args.method].prune(model, args, dense, data.image_size)
+    pruned = METHODS[args.method].prune(model, task)
     x = normalise(data.train.images[:CHECK_IMAGES], data.mean, data.std)
-    difference, largest = logit_difference(pruned.reference, pruned.model, x)
+    difference, largest = logit_difference(pruned.reference, pruned.network, x)
     pruning_seconds = time.perf_counter() - pruning_start
-    say(table(("group", "before", "after", "protected by"), pruned.groups))
-    after = cost_of(pruned.spec, data.image_size)
-    say(f"parameters {before.params:,} -> {after.params:,}, MACs {before.macs:,} -> {after.macs:,}")
+    after = stages.costs(pruned.network, data.image_size)
+    say(table(("group", "before", "after", "protected by"), pruned.rows))
+    say(f"parameters {before.params:,} -> {after['params']:,} ({after['nonzero_params']:,} not 0)")
+    say(f"MACs {before.macs:,} -> {after['macs']:,} ({after['effective_macs']:,} by weights not 0)")
     say(f"largest logit difference {difference:.2e} (largest logit {largest:.1f})")
     if not difference <= TOLERANCE * largest:
         raise RuntimeError(
@@ -86,24 +127,78 @@ def prune(args: argparse.Namespace, run: Run, machine: Machine, parent: Checkpoi
     measured = {"top1": None, "loss": None, "top1_before": None}
     if not args.no_eval:
         measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
-        measured["top1"], measured["loss"] = evaluate(place(pruned.model, machine), data, machine)
+        measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
     measured |= {
         "max_logit_difference": difference,
         "pruning_seconds": pruning_seconds,
         "seconds": time.perf_counter() - start,
     }
-    record = {
-        "method": args.method,
-        "ratio": pruned.ratio,
-        "options": options.given(args),
-        "dense": dense._asdict(),
-        "before": before._asdict(),
-        **pruned.state,
-    }
+    share_cut = 1 - after["effective_macs"] / before.macs
+    record = options.record(args, name, pruned, task.dense, share_cut)
     return stages.hand_over(
-        run, args, machine, "pruned", pruned.model, data, measured, parent, record
+        run, args, machine, "pruned", pruned.model, data, measured, parent, record, pruned.network
     )
+
+
+def task_for(
+    args: argparse.Namespace,
+    machine: Machine,
+    file: Path,
+    parent: Checkpoint,
+    data: Data,
+    model: nn.Module,
+) -> Task:
+    """What the method may look at: training images, the clock, measured sensitivities."""
+    earlier = parent["pruning"]
+    dense = Cost(**earlier["dense"]) if earlier else cost_of(parent["spec"], data.image_size)
+    curves = None
+    if args.allocation == "sensitivity":
+        curves = sensitivities(args, machine, file, parent, data)["drops"]
+    clock = None
+    if args.target_latency:
+        clock = partial(relative_latency, model, data.image_size, args.batch_size, machine)
+    evidence = Evidence(args.seed, lambda: sample(data, EVIDENCE_IMAGES, args.seed))
+    return Task(args, dense, data.image_size, evidence, earlier, clock, curves)
+
+
+def measure_sensitivity(
+    args: argparse.Namespace, machine: Machine, file: Path, parent: Checkpoint
+) -> dict:
+    data = stages.load_data(args, parent)
+    found = sensitivities(args, machine, file, parent, data)
+    return {"stage": "sensitivity", "dataset": data.name, **found}
+
+
+def sensitivities(
+    args: argparse.Namespace, machine: Machine, file: Path, parent: Checkpoint, data: Data
+) -> dict:
+    """Group -> ratio -> accuracy drop on training images; measured once, then read again."""
+    cache = file.with_name(f"sensitivity-{args.criterion}-{args.scope}.json")
+    wanted = {"parent": args.parent, "images": SENSITIVITY_IMAGES, "criterion": args.criterion}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(cache.read_text())
+        if wanted.items() <= found.items():
+            say(f"sensitivities read from {cache}")
+            return found
+    model = checkpoints.model_of(parent, file)
+    groups, _ = select(channel_groups(parent["spec"]), [], args.scope)
+    evidence = Evidence(args.seed, lambda: sample(data, EVIDENCE_IMAGES, args.seed))
+    scores = score(model, groups, args.criterion, evidence)
+    generator = torch.Generator().manual_seed(args.seed)
+    chosen = torch.randperm(len(data.train.labels), generator=generator)[:SENSITIVITY_IMAGES]
+    subset = Split(*(part[chosen] for part in data.train))
+
+    def accuracy(network: nn.Module) -> float:
+        return evaluate(place(network, machine), data, machine, subset)[0]
+
+    bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
+    drops = sensitivity.measure(model, groups, scores, accuracy, bar)
+    found = {**wanted, "file": str(cache), "drops": drops}
+    write_text(cache, json.dumps(found) + "\n")
+    plots.sensitivity(drops, cache.with_suffix(".png"))
+    say(f"sensitivities of {len(groups)} groups written to {cache} and .png")
+    return found
 
 
 if __name__ == "__main__":

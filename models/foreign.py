@@ -16,14 +16,15 @@ _RENAMED = ((r"^module\.", ""), (r"\.shortcut\.", ".downsample."), (r"^linear\."
 def adopt(content: Any, shortcut: str | None = None) -> tuple[Spec, dict[str, Tensor]]:
     """Spec and state dict of a torchvision-style ResNet, read off the names and shapes.
 
-    `content` is a state dict, or a dict that holds one under "state_dict" or "model". Shapes do
-    not show where a parameter-free shortcut puts its zeros: `shortcut` says "A" (both sides,
-    the default) or "A-end". Raises ValueError if it is no such network.
+    `content` is a state dict, or a dict that holds one under "state_dict", "model" or "net".
+    Shapes do not show where a parameter-free shortcut puts its zeros: `shortcut` says "A" (both
+    sides, the default) or "A-end". Raises ValueError if it is no such network.
     """
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    tensors = isinstance(content, dict) and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors or not all(isinstance(key, str) for key in content):
         raise ValueError("neither a checkpoint of this project nor a state dict")
     state = {}
     for key, tensor in content.items():
@@ -37,6 +38,8 @@ def _read(state: dict[str, Tensor], shortcut: str | None) -> Spec:
     for key in ("conv1.weight", "fc.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight"):
         if key not in state:
             raise ValueError(f"not a torchvision-style ResNet: {key} is missing")
+        if state[key].dim() != (2 if key == "fc.weight" else 4):
+            raise ValueError(f"not a torchvision-style ResNet: {key} has {state[key].dim()} axes")
     blocks: dict[int, set[int]] = {}
     for key in state:
         if match := re.match(r"layer(\d+)\.(\d+)\.", key):
@@ -51,8 +54,9 @@ def _read(state: dict[str, Tensor], shortcut: str | None) -> Spec:
     if stem is None:
         raise ValueError(f"a stem of {kernel}x{kernel} pixels is not known")
     projects = "layer2.0.downsample.0.weight" in state
-    if projects and shortcut not in (None, "B"):
-        raise ValueError(f"--shortcut {shortcut}, but the network has projection shortcuts")
+    if shortcut not in (None, "B") if projects else shortcut == "B":
+        kind = "projections" if projects else "no parameters"
+        raise ValueError(f"--shortcut {shortcut}, but the shortcuts of the network have {kind}")
     shortcut = "B" if projects else shortcut or "A"
     convs = {k[: -len(".weight")]: v for k, v in state.items() if v.dim() == 4}
     spec: Spec = {

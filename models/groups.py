@@ -23,12 +23,18 @@ class Group(NamedTuple):
 
     name: str
     scope: str  # "inner" or "stream"
-    stage: int  # 1-based; the stem counts as stage 1
+    stage: int  # 1-based, of `stages`; the stem counts as stage 1
+    stages: int
     size: int
     producers: tuple[Span, ...]  # convolutions: output channels
     norms: tuple[Span, ...]  # BatchNorms behind the producers
     carriers: tuple[Span, ...]  # layers that work on each channel by itself, or scale it
     consumers: tuple[Span, ...]  # convolutions and the classifier: input channels
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of all layers that the group has channels in."""
+        return [s.layer for s in (*self.producers, *self.norms, *self.carriers, *self.consumers)]
 
 
 ROLES = ("producers", "norms", "carriers", "consumers")
@@ -108,6 +114,9 @@ def channel_groups(spec: Spec) -> list[Group]:
             walk.note("carriers", excite, stream)
     walk.note("consumers", "fc", stream)
     return [
-        Group(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        Group(
+            stages=plans[-1].stage,
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()},
+        )
         for fields in walk.groups.values()
     ]

@@ -243,6 +243,8 @@ def build(spec: Spec, state_dict: dict[str, Tensor] | None = None) -> ResNet:
     that rebuilding a large network takes milliseconds. Raises ValueError if anything does not
     fit.
     """
+    if spec.get("depth") not in STAGES or spec.get("arch") not in ARCHS:
+        raise ValueError(f"unknown network {spec.get('arch')} {spec.get('depth')}")
     try:
         if state_dict is None:
             model = ResNet(spec)

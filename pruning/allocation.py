@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models import Group
 
-ALLOCATIONS = ("layer", "global")
+ALLOCATIONS = ("layer", "global", "sensitivity")
 Kept = dict[str, Tensor]  # group name -> indices of the channels that stay, ascending
 
 
@@ -23,11 +25,13 @@ class Limits(NamedTuple):
     def floor(self, size: int) -> int:
         """The smallest number of channels that a group of `size` may keep."""
         least = keep_count(size, 1 - self.min_keep) if self.min_keep < 1 else int(self.min_keep)
-        return min(size, max(1, least))
+        return min(size, self.round_to * max(1, math.ceil(least / self.round_to)))
 
     def fit(self, count: int, size: int) -> int:
-        """`count` moved to the nearest allowed number of channels."""
-        rounded = self.round_to * max(1, round(count / self.round_to))
+        """`count` moved to the nearest allowed number of channels; a whole group stays whole."""
+        if count >= size:
+            return size
+        rounded = self.round_to * math.floor(count / self.round_to + 0.5)
         return min(size, max(self.floor(size), rounded))
 
 
@@ -42,24 +46,31 @@ def keep_count(size: int, ratio: float) -> int:
 def select(groups: list[Group], names: Sequence[str], scope: str) -> tuple[list[Group], Kept]:
     """Split off the groups that may be cut from those protected by `names` or by `scope`.
 
-    A name protects a whole stage, a block or one group ("layer1", "layer1.7",
-    "layer1.7.conv1"). Returns the groups to cut, and the reasons for the others by group name.
-    Raises ValueError for a name that matches nothing.
+    A name stands for a stage, a block, a layer or a group ("layer1", "layer1.7", "layer1.7.conv1",
+    "layer1.stream"), and protects every group that has a channel there. Returns the groups to
+    cut, and the reasons for the others by group name. Raises ValueError for a name that matches
+    nothing.
     """
-    chosen, protected, unused = [], {}, set(names)
-    for group in groups:
-        matching = [n for n in names if group.name == n or group.name.startswith(n + ".")]
-        unused -= set(matching)
-        if matching:
-            protected[group.name] = f"--skip {matching[0]}"
-        elif scope == "inner" and group.scope != "inner":
-            protected[group.name] = "--scope inner"
-        else:
-            chosen.append(group)
+    skipped = matches({g.name: [g.name, *g.layers] for g in groups}, names)
+    protected = {g.name: "--scope inner" for g in groups if scope == "inner" != g.scope} | skipped
+    return [g for g in groups if g.name not in protected], protected
+
+
+def matches(places: dict[str, list[str]], skip: Sequence[str]) -> dict[str, str]:
+    """Of the names in `places`, those with a place that an entry of `skip` covers; the reason.
+
+    Raises ValueError for an entry that covers nothing.
+    """
+    protected, unused = {}, set(skip)
+    for name, where in places.items():
+        for entry in skip:
+            if any(place == entry or place.startswith(entry + ".") for place in where):
+                protected[name] = f"--skip {entry}"
+                unused.discard(entry)
     if unused:
-        some = ", ".join(g.name for g in groups[:4])
-        raise ValueError(f"--skip {' '.join(sorted(unused))}: no such group; they are {some}, ...")
-    return chosen, protected
+        some = ", ".join(list(places)[:4])
+        raise ValueError(f"--skip {' '.join(sorted(unused))}: no such name; there are {some}, ...")
+    return protected
 
 
 def allocate(
@@ -68,20 +79,25 @@ def allocate(
     ratio: float | Sequence[float],
     allocation: str = "layer",
     limits: Limits = NO_LIMITS,
+    sensitivity: dict[str, dict[str, float]] | None = None,
 ) -> Kept:
     """Kept indices of each group when the fraction `ratio` of the channels is removed.
 
     "layer" removes it from every group (a sequence: one ratio per stage); "global" removes it
     from all groups together, lowest scores first, each group's scores divided by their mean so
-    that groups of different fan-in compare. Ties go to the lower index. Raises ValueError if
-    the ratios do not fit.
+    that groups of different fan-in compare; "sensitivity" removes from each group as much as
+    costs the same accuracy by itself (group -> ratio -> drop, measured). Ties go to the lower
+    index. Raises ValueError if the ratios do not fit.
     """
-    if allocation == "global":
-        if not isinstance(ratio, float):
-            raise ValueError("one ratio per stage needs --allocation layer")
+    if allocation != "layer" and isinstance(ratio, Sequence):
+        raise ValueError("one ratio per stage needs --allocation layer")
+    if allocation == "sensitivity":
+        assert sensitivity is not None
+        counts = _equal_drop_counts(groups, sensitivity, ratio)
+    elif allocation == "global":
         counts = _global_counts(groups, scores, ratio, limits)
     else:
-        counts = {g.name: keep_count(g.size, _of_stage(ratio, g, groups)) for g in groups}
+        counts = {g.name: keep_count(g.size, _of_stage(ratio, g)) for g in groups}
     return {g.name: best(scores[g.name], limits.fit(counts[g.name], g.size)) for g in groups}
 
 
@@ -91,12 +107,12 @@ def best(scores: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def _of_stage(ratio: float | Sequence[float], group: Group, groups: list[Group]) -> float:
-    if isinstance(ratio, float):
+def _of_stage(ratio: float | Sequence[float], group: Group) -> float:
+    if not isinstance(ratio, Sequence):
         return ratio
-    stages = max(g.stage for g in groups)
-    if len(ratio) != stages:
-        raise ValueError(f"--ratio has {len(ratio)} values, but the network has {stages} stages")
+    if len(ratio) != group.stages:
+        stages = f"the network has {group.stages} stages"
+        raise ValueError(f"--ratio has {len(ratio)} values, but {stages}")
     return ratio[group.stage - 1]
 
 
@@ -118,7 +134,43 @@ def _global_counts(
     return {g.name: g.size - loss for g, loss in zip(groups, losses, strict=True)}
 
 
-def solve(cost_at: Callable[[float], float], target: float, name: str) -> float:
+def _equal_drop_counts(
+    groups: list[Group], sensitivity: dict[str, dict[str, float]], ratio: float
+) -> dict[str, int]:
+    """Counts at the one accuracy drop at which the fraction `ratio` of all channels goes."""
+    curves = {g.name: _rising(sensitivity[g.name]) for g in groups}
+    total = sum(g.size for g in groups)
+
+    def ratios(drop: float) -> dict[str, float]:
+        return {name: float(np.interp(drop, ys, xs)) for name, (xs, ys) in curves.items()}
+
+    def removed(drop: float) -> float:
+        at = ratios(drop)
+        return sum(g.size * at[g.name] for g in groups) / total
+
+    low, high = 0.0, max(ys[-1] for _, ys in curves.values())
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if removed(middle) < ratio else (low, middle)
+    return {g.name: keep_count(g.size, ratios(high)[g.name]) for g in groups}
+
+
+def _rising(drops: dict[str, float]) -> tuple[list[float], list[float]]:
+    """Ratios and drops of a curve that rises throughout, from (0, 0) to everything cut.
+
+    Measured drops are noisy and may fall; a tiny slope lets flat parts be inverted.
+    """
+    points = sorted((float(ratio), drop) for ratio, drop in drops.items())
+    xs, ys = [0.0], [0.0]
+    for x, drop in [*points, (1.0, 100.0)]:
+        xs.append(x)
+        ys.append(max(drop, ys[-1] + 1e-3 * (x - xs[-2])))
+    return xs, ys
+
+
+def solve(
+    cost_at: Callable[[float], float], target: float, name: str, precision: float = 1e-6
+) -> float:
     """The ratio at which `cost_at(ratio)`, a fraction that falls with the ratio, meets `target`.
 
     Bisection down to the granularity of the widths; of the two sides the nearer one. Raises
@@ -130,7 +182,7 @@ def solve(cost_at: Callable[[float], float], target: float, name: str) -> float:
         raise ValueError(
             f"--target-{name} {target:g} cannot be reached: {least:.4f} to {most:.4f} can"
         )
-    while high - low > 1e-6:
+    while high - low > precision:
         middle = (low + high) / 2
         low, high = (middle, high) if cost_at(middle) >= target else (low, middle)
     return min((low, high), key=lambda ratio: abs(cost_at(ratio) - target))

@@ -1,35 +1,124 @@
-"""How important is a channel? A criterion scores the channels of a group; higher = keep."""
+"""How important is a channel, or a weight? A criterion gives scores; higher = keep.
+
+A criterion takes the model, the groups to score and the evidence it may look at, and returns
+scores (size,) by group name. `by_filter` makes one out of a function of a filter matrix, so a new
+criterion is one function and one entry in CRITERIA.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import Group
 
-Criterion = Callable[[nn.Module, Group], Tensor]
+Scores = dict[str, Tensor]
+
+
+class Evidence(NamedTuple):
+    """What a criterion may use besides the weights."""
+
+    seed: int = 0
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None  # of training images
+
+
+Criterion = Callable[[nn.Module, list[Group], Evidence], Scores]
 
 
 def filters(model: nn.Module, group: Group) -> list[Tensor]:
-    """The filters that produce the group, per producing convolution: (size, weights each)."""
+    """The filters that produce the group: for each producing convolution (size, fan-in)."""
     spans = group.producers
     return [model.get_submodule(s.layer).weight[list(s.channels)].flatten(1) for s in spans]
 
 
-def l1(model: nn.Module, group: Group) -> Tensor:
-    """Sum of absolute filter weights (Li et al. 2017, arXiv 1608.08710, section 3.1).
+def by_filter(function: Callable[[Tensor], Tensor]) -> Criterion:
+    """A criterion from scores (n,) of filters (n, fan-in); several producers add up."""
 
-    Of a group with several producers, the sum over all of them.
+    def criterion(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+        return {g.name: sum(function(f) for f in filters(model, g)) for g in groups}
+
+    return criterion
+
+
+def l1(w: Tensor) -> Tensor:
+    """Sum of absolute weights (Li et al. 2017, arXiv 1608.08710, section 3.1)."""
+    return w.abs().sum(1)
+
+
+def l2(w: Tensor) -> Tensor:
+    """Euclidean norm (He et al. 2018, arXiv 1808.06866, equation 2)."""
+    return w.norm(dim=1)
+
+
+def fpgm(w: Tensor) -> Tensor:
+    """Sum of distances to the other filters (He et al. 2019, arXiv 1811.00250, equation 7).
+
+    The filter nearest to the geometric median of its layer is the most replaceable one.
     """
-    return torch.stack([f.abs().sum(1) for f in filters(model, group)]).sum(0)
+    return torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
 
 
-CRITERIA: dict[str, Criterion] = {"l1": l1}
+def bn(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+    """Absolute BatchNorm scale (Liu et al. 2017, arXiv 1708.06519, section 3).
+
+    Groups without a BatchNorm (the middle of squeeze-and-excitation) go by their L1-norms.
+    """
+
+    def scales(group: Group) -> Tensor:
+        modules = [(model.get_submodule(s.layer), list(s.channels)) for s in group.norms]
+        return sum(module.weight[channels].abs() for module, channels in modules)
+
+    bare = [g for g in groups if not g.norms]
+    return {g.name: scales(g) for g in groups if g.norms} | by_filter(l1)(model, bare, evidence)
+
+
+def taylor(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+    """Squared sum of weight times gradient (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
+
+    Averaged over batches of training images; the network is in evaluation mode, so that its
+    BatchNorm statistics stay as they are.
+    """
+    assert evidence.batches is not None
+    model = model.eval().requires_grad_()
+    scores, count = {g.name: torch.zeros(g.size) for g in groups}, 0
+    for x, y in evidence.batches():
+        model.zero_grad()
+        with torch.enable_grad():
+            F.cross_entropy(model(x), y).backward()
+        count += 1
+        for group in groups:
+            for layer, channels in group.producers:
+                w = model.get_submodule(layer).weight
+                product = (w * w.grad)[list(channels)].flatten(1).sum(1)
+                scores[group.name] += product.square().cpu()
+    model.zero_grad()
+    return {name: total / count for name, total in scores.items()}
+
+
+def random(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+    """The control: uniform scores, drawn from the seed."""
+    generator = torch.Generator().manual_seed(evidence.seed)
+    return {g.name: torch.rand(g.size, generator=generator) for g in groups}
+
+
+CRITERIA: dict[str, Criterion] = {
+    "l1": by_filter(l1),
+    "l2": by_filter(l2),
+    "fpgm": by_filter(fpgm),
+    "bn": bn,
+    "taylor": taylor,
+    "random": random,
+}
 
 
 @torch.no_grad()
-def score(model: nn.Module, groups: list[Group], criterion: str) -> dict[str, Tensor]:
-    """Scores (size,) in float32 of every group by its name."""
-    return {g.name: CRITERIA[criterion](model, g).float().cpu() for g in groups}
+def score(
+    model: nn.Module, groups: list[Group], criterion: str, evidence: Evidence | None = None
+) -> Scores:
+    """Scores (size,) in float32 on the CPU of every group, by its name."""
+    scores = CRITERIA[criterion](model, groups, evidence or Evidence())
+    return {name: values.detach().float().cpu() for name, values in scores.items()}

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
+
+from models import Cost, Group
 
 from .allocation import ALLOCATIONS
 from .criteria import CRITERIA
-from .methods import METHODS
+from .methods import METHODS, Pruned
+from .methods.soft import SCHEDULES
+from .methods.weight import WEIGHT_CRITERIA
 
 SCOPES = ("inner", "all")
+AMOUNTS = ("target_macs", "target_params", "target_latency", "pattern")  # instead of a ratio
 DEFAULTS: dict[str, Any] = {
     "method": "l1",
     "ratio": 0.3,
@@ -19,26 +25,31 @@ DEFAULTS: dict[str, Any] = {
     "skip": [],
     "min_keep": None,
     "round_to": 1,
-    "target_macs": None,
-    "target_params": None,
+    "schedule": "asymptotic",
+    "gradual": False,
+    **dict.fromkeys(AMOUNTS),
 }
-
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
-LEAST = {"layer": 1.0, "global": 0.1}
+LEAST = {"layer": 1.0, "global": 0.1, "sensitivity": 0.1}
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and below 1")
-    return value
+def _number(test: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not test(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
 
 
-def _target(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
+_fraction = _number(lambda x: 0 <= x < 1, "at least 0 and below 1")
+_target = _number(lambda x: 0 < x <= 1, "above 0 and at most 1")
+_least = _number(
+    lambda x: 0 < x < 1 or (x >= 1 and x == int(x)), "a count, or a fraction above 0 and below 1"
+)
+_count = _number(lambda x: x >= 1 and x == int(x), "a whole number of at least 1")
 
 
 def _ratio(text: str) -> float | list[float]:
@@ -46,80 +57,131 @@ def _ratio(text: str) -> float | list[float]:
     return values[0] if len(values) == 1 else values
 
 
-def _least(text: str) -> float:
-    value = float(text)
-    if value <= 0 or (value >= 1 and value != int(value)):
-        raise argparse.ArgumentTypeError(f"{text} is neither a count nor a fraction below 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+def _pattern(text: str) -> str:
+    kept, colon, block = text.partition(":")
+    if not (colon and kept.isdigit() and block.isdigit() and 0 < int(kept) < int(block)):
+        raise argparse.ArgumentTypeError(f"{text} is not N:M with 0 < N < M, like 2:4")
+    return text
 
 
 def add_pruning_flags(p: argparse.ArgumentParser) -> None:
     """How to prune. In a later stage the same flags find the run again."""
     g = p.add_argument_group("pruning")
-    g.add_argument("--method", choices=METHODS, help="way of pruning")
+    g.add_argument("--method", choices=METHODS, help="way of pruning (default: l1)")
     amount = g.add_mutually_exclusive_group()
     amount.add_argument(
         "--ratio",
         type=_ratio,
         metavar="R[,R...]",
-        help="fraction of the channels to remove; or one for each stage of the network",
+        help="fraction to remove (default: 0.3); or one for each stage of the network",
     )
+    for name, what in (("macs", "MACs"), ("params", "parameters"), ("latency", "latency")):
+        amount.add_argument(
+            f"--target-{name}",
+            type=_target,
+            metavar="F",
+            help=f"keep this fraction of the dense network's {what}",
+        )
     amount.add_argument(
-        "--target-macs", type=_target, metavar="F", help="keep this fraction of the dense MACs"
-    )
-    amount.add_argument(
-        "--target-params",
-        type=_target,
-        metavar="F",
-        help="keep this fraction of the dense parameters",
-    )
-    g.add_argument("--criterion", choices=CRITERIA, help="what makes a channel important")
-    g.add_argument(
-        "--scope", choices=SCOPES, help="inner: within blocks; all: the residual stream too"
+        "--pattern", type=_pattern, metavar="N:M", help="weight: keep N of every M weights"
     )
     g.add_argument(
-        "--allocation",
+        "--criterion",
+        choices=[*CRITERIA, *(set(WEIGHT_CRITERIA) - set(CRITERIA))],
+        help="what makes a channel important (default: l1; soft: l2; weight: magnitude)",
+    )
+    g.add_argument(
+        "--scope",
+        choices=SCOPES,
+        help="inner: within blocks; all: the residual stream too (default: inner)",
+    )
+    g.add_argument(
+        *("--allocation", "--threshold"),
         choices=ALLOCATIONS,
-        help="layer: the ratio in every group; global: where the scores are lowest",
+        help="layer: the ratio everywhere; global: where scores are lowest; sensitivity: where "
+        "accuracy suffers least (default: layer; weight: global)",
     )
     g.add_argument(
-        "--skip", nargs="+", metavar="NAME", help="stages, blocks or groups to leave whole"
+        "--skip", nargs="+", metavar="NAME", help="stages, blocks, groups or layers to leave whole"
     )
     g.add_argument(
         "--min-keep",
         type=_least,
         metavar="N",
         help="least number of channels a group keeps, or least fraction of them if below 1 "
-        "(default: 1; with --allocation global 0.1)",
+        "(default: 1; 0.1 unless --allocation is layer)",
     )
-    g.add_argument("--round-to", type=_count, metavar="N", help="widths become multiples of N")
-    for action in g._group_actions:
-        default = DEFAULTS[action.dest]
-        if default not in (None, []):
-            action.help += f" (default: {default})"
+    g.add_argument(
+        "--round-to", type=_count, metavar="N", help="widths become multiples of N (default: 1)"
+    )
+    g.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        help="soft: how the ratio rises over the epochs (default: asymptotic)",
+    )
+    g.add_argument(
+        *("--gradual",),
+        action="store_true",
+        default=None,
+        help="weight: prune during fine-tuning, on a cubic schedule",
+    )
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
-    """Replace what was not given by its default."""
-    for name, default in DEFAULTS.items():
+    """Replace what was not given by its default; ValueError for what the method cannot use."""
+    if args.method is None:
+        args.method = DEFAULTS["method"]
+    method = METHODS[args.method]
+    optional = {flag for other in METHODS.values() for flag in other.flags} - set(method.flags)
+    for name in optional:
+        if getattr(args, name) not in (None, DEFAULTS[name]):
+            raise ValueError(f"--{name.replace('_', '-')} means nothing to --method {args.method}")
+    for name, default in {**DEFAULTS, **method.defaults}.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    if args.target_macs or args.target_params:
+    if any(getattr(args, name) for name in AMOUNTS):
         args.ratio = None
     if args.min_keep is None:
         args.min_keep = LEAST[args.allocation]
+    args.round_to = int(args.round_to)
+    known = WEIGHT_CRITERIA if args.method == "weight" else CRITERIA
+    if args.criterion not in known:
+        raise ValueError(
+            f"--criterion {args.criterion} does not fit --method {args.method}, "
+            f"which knows {', '.join(known)}"
+        )
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The pruning flags as plain data, for the checkpoint."""
-    return {name: getattr(args, name) for name in DEFAULTS}
+def any_given(args: argparse.Namespace) -> bool:
+    """Whether the command line asks for any pruning."""
+    return any(getattr(args, name) is not None for name in DEFAULTS)
+
+
+def record(
+    args: argparse.Namespace, name: str, pruned: Pruned, dense: Cost, share_cut: float
+) -> dict[str, Any]:
+    """What a checkpoint says about its pruning, as plain data.
+
+    `share_cut` is the fraction of the MACs that this pruning removed.
+    """
+    return {
+        "method": args.method,
+        "name": name,
+        "ratio": pruned.ratio,
+        "options": {flag: getattr(args, flag) for flag in DEFAULTS},
+        "dense": dense._asdict(),
+        "share_cut": share_cut,
+        **pruned.state,
+    }
+
+
+def hardware_multiple(device: str, groups: list[Group]) -> int:
+    """What widths should be multiples of to be fast, no more than a quarter of a small group.
+
+    16 channels fill half a row of an AMX tile, 8 the 16 bytes that a GPU reads at once.
+    """
+    smallest = min(group.size for group in groups)
+    return max(1, min(8 if device == "cuda" else 16, smallest // 4))
 
 
 def inherit(args: argparse.Namespace, pruning: dict[str, Any] | None) -> None:
@@ -137,21 +199,24 @@ def tag(args: argparse.Namespace) -> str:
     """The folder name of a way of pruning: method and ratio, and what is not the default."""
     filled = argparse.Namespace(**vars(args))
     fill_defaults(filled)
-    if filled.target_macs:
-        amount = f"macs{filled.target_macs:g}"
-    elif filled.target_params:
-        amount = f"params{filled.target_params:g}"
+    usual = {**DEFAULTS, **METHODS[filled.method].defaults}
+    for name in AMOUNTS:
+        if value := getattr(filled, name):
+            amount = f"{name.removeprefix('target_')}{value}"
+            break
     else:
         ratios = filled.ratio if isinstance(filled.ratio, list) else [filled.ratio]
         amount = ",".join(f"{ratio:g}" for ratio in ratios)
     parts = [filled.method, amount]
-    for name in ("criterion", "scope", "allocation"):
-        if getattr(filled, name) != DEFAULTS[name]:
+    for name in ("criterion", "scope", "allocation", "schedule"):
+        if getattr(filled, name) != usual[name]:
             parts.append(getattr(filled, name))
+    if filled.gradual:
+        parts.append("gradual")
     if filled.skip:
         parts.append("skip" + "+".join(filled.skip))
     if filled.min_keep != LEAST[filled.allocation]:
         parts.append(f"min{filled.min_keep:g}")
-    if filled.round_to != DEFAULTS["round_to"]:
+    if filled.round_to != usual["round_to"]:
         parts.append(f"by{filled.round_to}")
     return "-".join(parts)

@@ -72,14 +72,26 @@ def cut(model: nn.Module, kept: Kept) -> nn.Module:
     spec = spec_of(model)
     _check(channel_groups(spec), kept)
     survivors = _survivors(spec, kept)
-    state = {}
-    for key, tensor in model.state_dict().items():
+    state = _select(model.state_dict(), survivors)
+    return build(_narrow(spec, survivors), state).train(model.training)
+
+
+def cut_tensors(spec: Spec, kept: Kept, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `cut` does to a state dict, for tensors of the same names and shapes."""
+    return _select(tensors, _survivors(spec, kept))
+
+
+def _select(
+    tensors: dict[str, Tensor], survivors: dict[tuple[str, int], list[int]]
+) -> dict[str, Tensor]:
+    chosen = {}
+    for key, tensor in tensors.items():
         layer = key.rpartition(".")[0]
         for dim in range(tensor.dim()):
             if index := survivors.get((layer, dim)):
                 tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
-        state[key] = tensor.clone()
-    return build(_narrow(spec, survivors), state).train(model.training)
+        chosen[key] = tensor.clone()
+    return chosen
 
 
 @torch.no_grad()

@@ -31,18 +31,21 @@ def find(path: str | Path) -> Path:
     return file
 
 
-def load_file(path: str | Path) -> Any:
+def load_file(path: str | Path, advice: str = "make it again") -> Any:
     """`torch.load` on the CPU, which never executes anything that the file carries."""
     file = find(path)
+    damaged = CheckpointError(f"{file}: damaged or not a checkpoint; {advice}")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():
             problem = "holds more than tensors and plain types; save its state_dict() instead"
             raise CheckpointError(f"{file}: {problem}") from None
-        raise CheckpointError(f"{file}: damaged or not a checkpoint") from None
+        raise damaged from None
+    except PermissionError as error:
+        raise CheckpointError(f"{file}: {error.strerror}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError):
-        raise CheckpointError(f"{file}: damaged or not a checkpoint") from None
+        raise damaged from None
 
 
 def is_checkpoint(content: Any) -> bool:
@@ -54,6 +57,10 @@ def validate(content: Any, file: Path) -> Checkpoint:
     """`content` if it is a checkpoint that this version reads; raises CheckpointError if not."""
     if not is_checkpoint(content):
         raise CheckpointError(f"{file}: not a checkpoint of this project")
+    kinds = {"format": int, "spec": dict, "state_dict": dict, "data": dict, "history": list}
+    for key, kind in kinds.items():
+        if key in content and not isinstance(content[key], kind):
+            raise CheckpointError(f"{file}: damaged ({key} is a {type(content[key]).__name__})")
     if content["format"] > FORMAT:
         newer = f"format {content['format']}, written by a newer version (this one reads {FORMAT})"
         raise CheckpointError(f"{file}: {newer}")
@@ -67,12 +74,17 @@ def load(path: str | Path) -> Checkpoint:
     return validate(load_file(path), find(path))
 
 
-def model_of(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint, with its weights."""
+def model_of(checkpoint: Checkpoint, file: Path | str = "checkpoint") -> nn.Module:
+    """The network of a checkpoint, with its weights; `file` is what an error names."""
+    state = checkpoint["state_dict"]
     try:
-        return build(checkpoint["spec"], checkpoint["state_dict"])
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint does not rebuild its network: {error}") from None
+        model = build(checkpoint["spec"], state)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: does not rebuild its network: {error}") from None
+    for key, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{file}: {key} holds NaN or infinite values")
+    return model
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

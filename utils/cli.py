@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,12 +21,24 @@ import torch.distributed as dist
 from models import ARCHS, SHORTCUTS, STAGES
 
 from .data import AUGMENTATIONS, DATASETS
+from .log import say
 from .machine import rank
 from .runs import plain
-from .train import SCHEDULES, Recipe
+from .train import LR_SCHEDULES, Recipe
 
 # Flags that say where or how to run, but not what comes out.
-INCIDENTAL = {"save", "model", "refine", "like", "data", "device", "threads", "force", "debug"}
+INCIDENTAL = {
+    "save",
+    "model",
+    "refine",
+    "like",
+    "teacher",
+    "data",
+    "device",
+    "threads",
+    "force",
+    "debug",
+}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -47,7 +60,7 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high or (open_low and value == low):
+        if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
             bounds = f"above {low}" if open_low else f"at least {low}"
             bounds += f", at most {high}" if high != float("inf") else ""
             raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
@@ -78,7 +91,7 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--shortcut", choices=SHORTCUTS, help="(default: B, or A for the thin depths)"
     )
-    which.add_argument("--seed", type=number(int, 0), metavar="N", help="(default: 0)")
+    which.add_argument("--seed", type=number(int, 0, 2**31), metavar="N", help="(default: 0)")
     which.add_argument("--save", type=Path, metavar="DIR", help="run folder (default: in runs/)")
     which.add_argument("--force", action="store_true", help="start over, whatever DIR holds")
     add_machine_flags(p)
@@ -88,7 +101,9 @@ def add_machine_flags(p: argparse.ArgumentParser) -> None:
     """Where and how to compute."""
     g = p.add_argument_group("machine")
     g.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
-    g.add_argument("--threads", type=number(int, 1), metavar="N", help="of the CPU (default: all)")
+    g.add_argument(
+        "--threads", type=number(int, 1, 1024), metavar="N", help="of the CPU (default: all)"
+    )
     g.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
@@ -104,7 +119,7 @@ def add_training_flags(p: argparse.ArgumentParser, defaults: Recipe | None) -> N
     g.add_argument("--epochs", type=number(int, 1), metavar="N", help="passes over the images")
     g.add_argument("--batch-size", type=number(int, 2), metavar="N", help="of all processes")
     g.add_argument("--lr", type=number(float, 0, open_low=True), metavar="X", help="at its peak")
-    g.add_argument("--schedule", choices=SCHEDULES, help="of the learning rate")
+    g.add_argument("--lr-schedule", choices=LR_SCHEDULES, help="of the learning rate")
     g.add_argument("--momentum", type=number(float, 0, 1), metavar="X", help="Nesterov's")
     g.add_argument("--weight-decay", type=number(float, 0), metavar="X", help="on all parameters")
     g.add_argument("--label-smoothing", type=number(float, 0, 1), metavar="X", help="0 for none")
@@ -122,12 +137,16 @@ def add_training_flags(p: argparse.ArgumentParser, defaults: Recipe | None) -> N
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The training flags as a Recipe."""
-    return Recipe(**{field: getattr(args, field) for field in Recipe._fields})
+    known = {field: getattr(args, field) for field in Recipe._fields if hasattr(args, field)}
+    return Recipe(**known)
 
 
 def outcome_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that determine what comes out, for a run folder to compare."""
-    return {k: plain(v) for k, v in sorted(vars(args).items()) if k not in INCIDENTAL}
+    flags = {k: plain(v) for k, v in sorted(vars(args).items()) if k not in INCIDENTAL}
+    if args.dataset == "folder":  # the others have the same images wherever they are
+        flags["data"] = str(args.data.resolve())
+    return flags
 
 
 def versions() -> dict[str, str | None]:
@@ -150,11 +169,19 @@ def _interrupt(signum: int, _frame: Any) -> None:
     raise Interrupted(signum)
 
 
+def _open_missing_streams() -> None:
+    """Give a process that was started without standard streams something to write to."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for good
+
+
 def run_script(
     build_parser: Callable[[], argparse.ArgumentParser],
     main: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> None:
     """Parse, run, print the one JSON line, and exit with the documented code."""
+    _open_missing_streams()
     args = build_parser().parse_args()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
@@ -166,7 +193,8 @@ def run_script(
             print(json.dumps(plain(result), allow_nan=False), flush=True)
     except Interrupted as error:
         code = 128 + error.args[0]
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        forced = " without --force" if getattr(args, "force", False) else ""
+        say(f"interrupted; the same command{forced} goes on from its last whole epoch, if any")
     except BrokenPipeError:
         code = 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -178,7 +206,9 @@ def run_script(
         detail = lines[0] if lines else type(error).__name__
         if type(error).__module__ == "builtins" and not isinstance(error, (ValueError, OSError)):
             detail = f"{type(error).__name__}: {detail} (--debug shows where)"
-        print(f"{Path(sys.argv[0]).name}: error: {detail}", file=sys.stderr)
+        say(f"{Path(sys.argv[0]).name}: error: {detail}")
+    except KeyboardInterrupt:
+        code = 130
     if dist.is_initialized() and code == 0:
         dist.destroy_process_group()
     sys.exit(code)

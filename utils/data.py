@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .files import write_atomically
+from .files import locked, write_atomically
 
 DATASETS = ("cifar100", "cifar10", "folder", "synthetic")
 AUGMENTATIONS = ("crop-flip", "crop", "none")
@@ -91,7 +91,9 @@ def _list_images(directory: Path) -> tuple[list[str], list[tuple[str, int]]]:
     try:
         folder = ImageFolder(str(directory))
     except FileNotFoundError as error:
-        raise DataError(f"{directory}: {str(error).splitlines()[0]}") from None
+        problem = str(error).splitlines()[0].removeprefix("[Errno 2] ")
+        wanted = "--data DIR wants train/<class>/ and test/<class>/ with images"
+        raise DataError(f"{directory}: {problem}; {wanted}") from None
     return folder.classes, folder.samples
 
 
@@ -110,7 +112,8 @@ def _fingerprint(listing: dict, image_size: int) -> str:
     for _, samples in listing.values():
         for path, label in samples:
             status = os.stat(path)
-            digest.update(f"{path} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
+            facts = f" {label} {status.st_size} {status.st_mtime_ns}\n"
+            digest.update(os.fsencode(path) + facts.encode())
     return digest.hexdigest()
 
 
@@ -124,7 +127,7 @@ def _decode(name: str, listing: dict, image_size: int) -> Data:
                 if image.size != (image_size, image_size):
                     image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
                 return np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # Pillow raises many kinds
             raise DataError(f"{sample[0]}: not a readable image ({error})") from None
 
     splits = []
@@ -171,17 +174,20 @@ def _read_archive(name: str, directory: Path) -> Data:
 
     torchvision checks the hash of the archive and of every file in it before it reads them.
     """
+    from torchvision.datasets import utils
+
     archive = _official(name)
-    directory.mkdir(parents=True, exist_ok=True)
+    packed, unpacked = directory / archive.filename, directory / archive.base_folder
     try:
-        if not (directory / archive.base_folder).is_dir():
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=directory) as staging:
-                packed = directory / archive.filename
-                if packed.is_file():
-                    os.link(packed, Path(staging, archive.filename))
-                archive(staging, download=True)
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=directory) as staging:
+            if not unpacked.is_dir() and not packed.is_file():
+                utils.download_url(archive.url, staging, archive.filename, archive.tgz_md5)
                 os.replace(Path(staging, archive.filename), packed)
-                os.replace(Path(staging, archive.base_folder), directory / archive.base_folder)
+            if not unpacked.is_dir():
+                if not utils.check_integrity(packed, archive.tgz_md5):
+                    raise DataError(f"{packed}: damaged (wrong hash); delete it")
+                utils.extract_archive(str(packed), staging)
+                os.replace(Path(staging, archive.base_folder), unpacked)
         parts = [archive(directory, train=train) for train in (True, False)]
     except (RuntimeError, OSError, EOFError) as error:
         place = f"put {archive.filename} or class folders train/ and test/ into {directory}"
@@ -195,6 +201,21 @@ def _read_archive(name: str, directory: Path) -> Data:
 
 def _cached(name: str, directory: Path, fingerprint: str, read: Callable[[], Data]) -> Data:
     path = directory / f".{name}-cache.pt"
+    if data := _from_cache(path, fingerprint):
+        return data
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory):  # of several processes that start together one reads, the others wait
+        if data := _from_cache(path, fingerprint):
+            return data
+        data = read()
+        fields = {**data._asdict(), "train": tuple(data.train), "test": tuple(data.test)}
+        content = {"fingerprint": fingerprint, "data": fields}
+        with contextlib.suppress(OSError):  # a directory that cannot be written to: read each time
+            write_atomically(path, lambda file: torch.save(content, file))
+        return data
+
+
+def _from_cache(path: Path, fingerprint: str) -> Data | None:
     # Missing, damaged, from an older version: whatever is wrong with it, read afresh.
     with contextlib.suppress(Exception):
         stored = torch.load(path, weights_only=True, mmap=True)
@@ -202,12 +223,7 @@ def _cached(name: str, directory: Path, fingerprint: str, read: Callable[[], Dat
             fields = stored["data"]
             splits = {part: Split(*fields.pop(part)) for part in ("train", "test")}
             return Data(**fields, **splits)
-    data = read()
-    fields = {**data._asdict(), "train": tuple(data.train), "test": tuple(data.test)}
-    content = {"fingerprint": fingerprint, "data": fields}
-    with contextlib.suppress(OSError):  # a directory that cannot be written to: decode every time
-        write_atomically(path, lambda file: torch.save(content, file))
-    return data
+    return None
 
 
 # --------------------------------------------------------------------- synthetic
@@ -257,6 +273,17 @@ def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     scale = 1 / (255 * torch.tensor(std, device=images.device))
     shift = torch.tensor(mean, device=images.device) * 255
     return ((images.float() - shift) * scale).permute(0, 3, 1, 2)
+
+
+def sample(
+    data: Data, count: int, seed: int, batch_size: int = 64
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of `count` training images drawn at random, normalised, not augmented."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(data.train.labels), generator=generator)[:count]
+    for index in chosen.split(batch_size):
+        images, labels = (part[index] for part in data.train)
+        yield normalise(images, data.mean, data.std), labels
 
 
 def epoch_batches(

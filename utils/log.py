@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from .machine import rank
 def say(message: str) -> None:
     """One message for the reader, from the first process only."""
     if rank() == 0:
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a reader who went away does not end a training
+            print(message, file=sys.stderr, flush=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -8,10 +8,9 @@ resume.pt      the state after the last whole epoch, while training is unfinishe
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,76 +18,82 @@ import torch
 import torch.distributed as dist
 
 from . import checkpoint as checkpoints
-from .files import write_atomically, write_text
+from .checkpoint import CheckpointError
+from .files import locked, write_atomically, write_text
 from .machine import rank
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """One stage at work in its folder, which no other process may enter meanwhile.
 
-    A context manager. Only the process of rank 0 writes.
+    `result` is set if the stage is done, `state` if it was interrupted. Only the process of
+    rank 0 writes.
     """
 
     def __init__(self, folder: Path, arguments: dict[str, Any], force: bool = False) -> None:
-        """Enter `folder`: `result` is set if the stage is done, `state` if it was interrupted.
+        """Enter `folder`. `arguments` are all that determines the outcome.
 
-        `arguments` are all that determines the outcome. Raises ValueError if the folder was
-        made with others, or if another process is at work in it.
+        With `force`, what the folder holds is ignored, and replaced once there is something to
+        replace it. Raises ValueError if the folder was made with other arguments.
         """
         self.folder = folder
-        self.arguments = arguments
+        self.arguments = plain(arguments)
         self.result: dict[str, Any] | None = None
         self.state: dict[str, Any] | None = None
-        self._lock: int | None = None
-        if rank() == 0:
-            self._take()
-            self._look(force)
+        self._force = force
+        self._held = contextlib.ExitStack()
+        with _together():
+            if rank() == 0:
+                self._enter()
         if dist.is_initialized():
             shared = [self.result]
             dist.broadcast_object_list(shared)  # the others follow what rank 0 found
             self.result = shared[0]
-        if self.result is None and self._path("resume.pt").is_file():
-            self.state = checkpoints.load_file(self._path("resume.pt"))
-            self._compare(self.state["arguments"])
-
-    def __enter__(self) -> Run:
-        return self
+        if self.result is None and not force and self._path("resume.pt").is_file():
+            self.state = checkpoints.load_file(self._path("resume.pt"), "--force starts over")
+            self._compare(_arguments(self.state, self._path("resume.pt")))
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            os.close(self._lock)  # which releases it, as the end of the process does
+        self._held.close()
+        with contextlib.suppress(OSError):  # nothing came of it: leave no empty folders
+            self.folder.rmdir()
+            self.folder.parent.rmdir()
 
     def _path(self, name: str) -> Path:
         return self.folder / name
 
-    def _take(self) -> None:
+    def _enter(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--save {self.folder} is not a folder")
+        if self._path("model.pt").is_dir():
+            raise ValueError(f"{self._path('model.pt')} is a folder; choose another --save")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._held.enter_context(locked(self.folder, wait=False))
         except BlockingIOError:
-            raise ValueError(f"{self.folder}: another process is at work in this folder") from None
-
-    def _look(self, force: bool) -> None:
-        if force:
-            for name in ("result.json", "resume.pt", "metrics.jsonl", "model.pt"):
-                self._path(name).unlink(missing_ok=True)
-        if self._path("result.json").is_file() and self._path("model.pt").is_file():
+            message = "another process is at work in this folder; wait, or choose another --save"
+            raise RunError(f"{self.folder}: {message}") from None
+        for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
+            left_over.unlink()
+        done = self._path("result.json").is_file() and self._path("model.pt").is_file()
+        if done and not self._force:
+            file = self._path("result.json")
             try:
-                self.result = json.loads(self._path("result.json").read_text())
-                made_with = self.result["arguments"]
-            except (ValueError, KeyError, TypeError):
-                file = self._path("result.json")
-                raise checkpoints.CheckpointError(f"{file}: damaged; --force starts over") from None
-            self._compare(made_with)
+                self.result = json.loads(file.read_text())
+            except ValueError:
+                raise CheckpointError(f"{file}: damaged; --force starts over") from None
+            self._compare(_arguments(self.result, file))
+            checkpoints.load_file(self._path("model.pt"), "--force starts over")
+            self.result["checkpoint"] = str(self._path("model.pt"))  # the folder may have moved
             self._path("resume.pt").unlink(missing_ok=True)  # killed just before it was removed
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         names = sorted(made_with.keys() | self.arguments.keys())
+        pairs = {name: (made_with.get(name), self.arguments.get(name)) for name in names}
         differing = [
-            f"{_flag(name)} was {_show(made_with.get(name))}, is {_show(self.arguments.get(name))}"
-            for name in names
-            if plain(made_with.get(name)) != plain(self.arguments.get(name))
+            f"{_flag(name)} was {_show(old)}, is {_show(new)}"
+            for name, (old, new) in pairs.items()
+            if plain(old) != new
         ]
         if differing:
             raise ValueError(
@@ -96,10 +101,18 @@ class Run:
                 "Choose another folder with --save, or start over with --force"
             )
 
+    def _replace(self) -> None:
+        """Now there is something new: what `force` ignored goes, the mark of being done first."""
+        if self._force:
+            for name in ("result.json", "resume.pt", "metrics.jsonl", "model.pt"):
+                self._path(name).unlink(missing_ok=True)
+        self._force = False
+
     def save_state(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Record the end of an epoch: everything needed to go on from here, and the log."""
         if rank() == 0:
-            state = {**state, "rows": rows, "arguments": plain(self.arguments)}
+            self._replace()
+            state = {**state, "rows": rows, "arguments": self.arguments}
             checkpoints.require_plain(state, "state")
             write_atomically(self._path("resume.pt"), lambda file: torch.save(state, file))
             lines = [json.dumps(plain(row)) + "\n" for row in rows]
@@ -107,16 +120,43 @@ class Run:
 
     def finish(self, checkpoint: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Write the hand-over, then the result that marks the stage as done."""
-        result = plain({**result, "arguments": plain(self.arguments)})
+        result = plain({**result, "arguments": self.arguments})
         if rank() == 0:
+            self._replace()
             checkpoints.save(self._path("model.pt"), checkpoint)
             write_text(self._path("result.json"), json.dumps(result) + "\n")
             self._path("resume.pt").unlink(missing_ok=True)
         return result
 
 
+def _arguments(content: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or not isinstance(content.get("arguments"), dict):
+        raise CheckpointError(f"{file}: damaged; --force starts over")
+    return content["arguments"]
+
+
+class RunError(Exception):
+    """A run folder that cannot be used now."""
+
+
+@contextlib.contextmanager
+def _together():
+    """What one process raises in the block is raised by all, instead of some waiting for ever."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    if dist.is_initialized():
+        errors: list[Exception | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        error = next((e for e in errors if e is not None), None)
+    if error is not None:
+        raise error
+
+
 def plain(value: Any) -> Any:
-    """The same value for JSON: paths as text, and None for NaN and infinities."""
+    """The same value for JSON: paths as text, tuples as lists, None for NaN and infinities."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import adopt, build, cost_of, new_spec, spec_of
+from models import adopt, build, cost_of, layer_costs, new_spec, spec_of
 
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, CheckpointError
@@ -31,6 +32,12 @@ def fill_defaults(args: argparse.Namespace) -> None:
     args.width, args.shortcut = spec["width"], spec["shortcut"]
 
 
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
 def default_folder(args: argparse.Namespace) -> Path:
     """runs/<dataset>/<arch><depth>/seed<k>; what is not a default joins the name."""
     usual = new_spec(args.depth, 1, arch=args.arch)
@@ -42,11 +49,13 @@ def default_folder(args: argparse.Namespace) -> Path:
     return Path("runs", args.dataset, name, f"seed{args.seed}")
 
 
-def read_input(args: argparse.Namespace, path: Path | None, default: str) -> Checkpoint:
-    """The checkpoint at `path`, or in the folder `default` beside this run's others.
+def read_input(
+    args: argparse.Namespace, path: Path | None, default: str
+) -> tuple[Path, Checkpoint]:
+    """The checkpoint file at `path`, or in the folder `default` beside this run's others.
 
-    Fills the flags that the checkpoint decides, and `args.parent` with the hash of the file.
-    Raises ValueError for a flag that contradicts it.
+    Returns the file and its content. Fills the flags that the checkpoint decides, and
+    `args.parent` with the hash of the file. Raises ValueError for a flag that contradicts it.
     """
     if path is None:
         flags = argparse.Namespace(**vars(args))
@@ -55,11 +64,14 @@ def read_input(args: argparse.Namespace, path: Path | None, default: str) -> Che
     file = checkpoints.find(path)
     content = checkpoints.load_file(file)
     if not checkpoints.is_checkpoint(content):
+        if not hasattr(args, "mean"):
+            raise CheckpointError(f"{file}: not a checkpoint of this project; prune it first")
         content = _adopt(content, file, args)
     checkpoint = checkpoints.validate(content, file)
     spec, data = checkpoint["spec"], checkpoint["data"]
     found = {key: spec[key] for key in ("arch", "depth", "width", "shortcut")}
     found |= {"dataset": data["dataset"], "image_size": data["image_size"]}
+    found |= {name: data[name] for name in ("mean", "std") if hasattr(args, name)}
     for name, value in found.items():
         given = getattr(args, name)
         if given not in (None, value):
@@ -69,7 +81,7 @@ def read_input(args: argparse.Namespace, path: Path | None, default: str) -> Che
     if args.seed is None:
         args.seed = checkpoint["history"][-1]["seed"] if checkpoint["history"] else 0
     args.parent = sha256(file)
-    return checkpoint
+    return file, checkpoint
 
 
 def _adopt(content: Any, file: Path, args: argparse.Namespace) -> Checkpoint:
@@ -77,13 +89,15 @@ def _adopt(content: Any, file: Path, args: argparse.Namespace) -> Checkpoint:
     try:
         spec, state_dict = adopt(content, args.shortcut)
         build(spec, state_dict)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{file}: {error}") from None
+    if (args.mean is None) != (args.std is None):
+        raise ValueError("--mean and --std go together")
     description = {
         "dataset": args.dataset or DEFAULTS["dataset"],
         "classes": None,
-        "mean": getattr(args, "mean", None),
-        "std": getattr(args, "std", None),
+        "mean": args.mean,
+        "std": args.std,
         "image_size": args.image_size or DEFAULTS["image_size"],
     }
     return {
@@ -96,6 +110,14 @@ def _adopt(content: Any, file: Path, args: argparse.Namespace) -> Checkpoint:
         "metrics": {},
         "history": [],
     }
+
+
+def output_folder(args: argparse.Namespace, default: str, source: Path | None = None) -> Path:
+    """--save, or `default` beside this run's others; ValueError if the input `source` is there."""
+    folder = args.save or default_folder(args) / default
+    if source and source.resolve() == (folder / "model.pt").resolve():
+        raise ValueError(f"{folder} holds the input of this stage; choose another --save")
+    return folder
 
 
 def load_data(args: argparse.Namespace, checkpoint: Checkpoint | None = None) -> Data:
@@ -114,11 +136,34 @@ def load_data(args: argparse.Namespace, checkpoint: Checkpoint | None = None) ->
         return data
     known, classes = checkpoint["data"], checkpoint["spec"]["num_classes"]
     if classes != len(data.classes) or known["classes"] not in (None, data.classes):
+        theirs = known["classes"] or [f"{classes} classes"]
+        odd = sorted(set(theirs) ^ set(data.classes))[:5]
         raise ValueError(
-            f"--dataset {args.dataset} in {args.data} has other classes ({len(data.classes)}) "
-            f"than the network ({classes})"
+            f"--dataset {args.dataset} --data {args.data} has {len(data.classes)} classes, the "
+            f"network {classes}; not in both: {', '.join(odd)}"
         )
     return data._replace(mean=known["mean"] or data.mean, std=known["std"] or data.std)
+
+
+def costs(network: nn.Module, image_size: int) -> dict[str, float]:
+    """Parameters and MACs; and what is left of them if zero weights could be left out.
+
+    `effective_macs` is theoretical: dense kernels multiply zeros like any other number.
+    """
+    spec, state = spec_of(network), dict(network.named_parameters())
+    rows = layer_costs(spec, image_size)
+    share = {
+        row.name: torch.count_nonzero(state[f"{row.name}.weight"]).item() / prod(row.shape)
+        for row in rows
+        if row.macs
+    }
+    params, macs = cost_of(spec, image_size)
+    return {
+        "params": params,
+        "macs": macs,
+        "nonzero_params": sum(torch.count_nonzero(p).item() for p in state.values()),
+        "effective_macs": round(sum(row.macs * share[row.name] for row in rows if row.macs)),
+    }
 
 
 def hand_over(
@@ -131,14 +176,15 @@ def hand_over(
     measured: dict[str, Any],
     parent: Checkpoint | None = None,
     pruning: dict[str, Any] | None = None,
+    network: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint and the result of a stage; returns the result.
 
-    `measured` holds at least top1, loss and seconds.
+    `measured` holds at least top1, loss and seconds. What it costs is counted on `network`, if
+    that is not the same as `model`: what `model` will be when its pruning ends.
     """
     spec = spec_of(model)
-    cost = cost_of(spec, data.image_size)
-    metrics = {**measured, "params": cost.params, "macs": cost.macs}
+    metrics = {**measured, **costs(network or model, data.image_size)}
     result = {
         "stage": stage,
         "checkpoint": str(run.folder / "model.pt"),
@@ -166,7 +212,7 @@ def hand_over(
         "spec": spec,
         "state_dict": {k: v.cpu().contiguous() for k, v in model.state_dict().items()},
         "data": data.description(),
-        "pruning": pruning,
+        "pruning": _on_cpu(pruning),
         "metrics": metrics,
         "history": [*(parent["history"] if parent else []), entry],
     }

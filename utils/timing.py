@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -63,14 +65,29 @@ def _summary(samples: list[float]) -> Timing:
 
 
 def forward(model: nn.Module, x: Tensor, machine: Machine) -> Callable[[], Tensor]:
-    """One inference call, ready to be timed. `x` is on the device."""
-    place(model, machine).eval()
+    """One inference call, ready to be timed, in the type of the machine.
+
+    The weights are converted once, here: autocast would convert them again in every call.
+    """
+    model = place(model, machine).to(machine.dtype).eval()
+    x = x.to(machine.device, machine.dtype, memory_format=torch.channels_last)
 
     def call() -> Tensor:
-        with torch.inference_mode(), machine.autocast():
+        with torch.inference_mode():
             return model(x)
 
     return call
+
+
+def relative_latency(
+    dense: nn.Module, image_size: int, batch_size: int, machine: Machine, network: nn.Module
+) -> float:
+    """Median time of a batch in `network`, as a fraction of that in `dense`, timed in turn."""
+    x = torch.randn(batch_size, 3, image_size, image_size)
+    # Copies, since timing converts a network to the type of the machine.
+    calls = [forward(copy.deepcopy(model), x, machine) for model in (dense, network)]
+    times = interleaved(calls, machine.device, seconds=1.0, least=7)
+    return times[1].median / times[0].median
 
 
 def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, precision: str) -> int | None:
@@ -84,12 +101,14 @@ def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, precision:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        forward(_load(path), torch.randn(shape, device=machine.device), machine)()
+        forward(_load(path), torch.randn(shape), machine)()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     # A fresh process, since this one's allocator keeps what earlier networks gave back.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    # The parent alone answers an interrupt.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore) as pool:
         threads = torch.get_num_threads()
         return pool.submit(_resident_growth, path, shape, threads, precision).result()
 
@@ -103,8 +122,7 @@ def _resident_growth(
 ) -> int | None:
     machine = prepare("cpu", precision, threads, keep_memory=False)
     x = torch.randn(shape)
-    with torch.inference_mode(), machine.autocast():
-        nn.Conv2d(3, 8, 3)(x[:1])  # what the first convolution ever sets up is not the network's
+    forward(nn.Conv2d(3, 8, 3), x[:1], machine)()  # what the first one sets up is no network's
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here; proc(5)
         before = _resident("VmRSS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -29,18 +30,36 @@ class Recipe(NamedTuple):
     epochs: int
     batch_size: int
     lr: float
-    schedule: str
+    lr_schedule: str
     momentum: float
     weight_decay: float
     label_smoothing: float
     augment: str
+    lr_start: float = 0.0  # fraction of the schedule that is left out at its beginning
+    temperature: float = 4.0  # of a teacher's logits
+    teacher_weight: float = 0.9  # of its part in the loss
 
 
+class Hooks(NamedTuple):
+    """How a pruning method takes part in training. All are optional.
+
+    `after_step(optimizer, step, steps)`; `after_epoch(epoch, epochs, rows, measure)` returns what
+    joins the log row; `finish()` gives the network whose accuracy counts. `state` is saved and
+    restored with the rest.
+    """
+
+    after_step: Callable[[torch.optim.Optimizer, int, int], None] | None = None
+    after_epoch: Callable[..., dict[str, Any]] | None = None
+    finish: Callable[[], nn.Module] | None = None
+    state: dict[str, Any] | None = None
+
+
+NO_HOOKS = Hooks()
 BASELINE = Recipe(
     epochs=100,
     batch_size=128,
     lr=0.1,
-    schedule="onecycle",
+    lr_schedule="onecycle",
     momentum=0.9,
     weight_decay=5e-4,
     label_smoothing=0.1,
@@ -50,7 +69,7 @@ BASELINE = Recipe(
 LI2017 = Recipe(40, 128, 0.001, "constant", 0.9, 1e-4, 0.0, "crop-flip")
 
 # Learning rate as a fraction of its peak, after the fraction t in [0, 1) of all steps.
-SCHEDULES: dict[str, Callable[[float], float]] = {
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     # Smith & Topin 2018 (arXiv 1708.07120), with the usual cosine descent
     "onecycle": lambda t: 0.04 + 0.96 * t / 0.3 if t < 0.3 else _cosine((t - 0.3) / 0.7),
     # Loshchilov & Hutter 2017 (arXiv 1608.03983), without restarts
@@ -78,33 +97,26 @@ def fit(
     seed: int,
     *,
     compile: bool = False,
-    after_step: Callable[[torch.optim.Optimizer], None] | None = None,
-    after_epoch: Callable[[int], dict[str, Any]] | None = None,
+    hooks: Hooks = NO_HOOKS,
+    teacher: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, going on from `run.state` if there is one; one log row per epoch.
 
-    `after_step(optimizer)` and `after_epoch(epoch)` are how a pruning method takes part; what
-    the latter returns joins the row. The state after each epoch is saved only if the loss is
-    finite. Raises Diverged, with the last good state in the run folder.
+    With a `teacher` its softened logits join the loss. The state after each epoch is saved only
+    if the loss is finite. Raises Diverged, with the last good state in the run folder.
     """
     place(model, machine)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-        fused=True,
-    )
     batch_size = _fitting_batch(recipe.batch_size, len(data.train.labels))
     steps = len(data.train.labels) // batch_size
-    curve, total = SCHEDULES[recipe.schedule], recipe.epochs * steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: curve(step / total))
+    optimizer, schedule = _optimizer(model, recipe, steps)
     rows: list[dict[str, Any]] = []
     if run.state is not None:
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
         schedule.load_state_dict(run.state["schedule"])
+        if hooks.state is not None:
+            hooks.state.clear()
+            hooks.state.update(run.state["hooks"])
         rows = run.state["rows"]
         say(f"going on after epoch {len(rows)} of {recipe.epochs}")
     trained = torch.compile(model) if compile else model
@@ -114,20 +126,40 @@ def fit(
     labels = data.train.labels.to(machine.device)
     test = Split(*(part.to(machine.device) for part in data.test))
     share = slice(rank(), None, world_size())
+
+    def measure(network: nn.Module) -> tuple[float, float]:
+        return evaluate(place(network, machine), data, machine, test)
+
+    def update(x: Tensor, y: Tensor) -> Tensor:
+        with machine.autocast():
+            logits = trained(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        if teacher is not None:
+            loss = _with_teacher(loss, logits, teacher, x, recipe, machine)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if hooks.after_step:
+            hooks.after_step(optimizer, schedule.last_epoch, recipe.epochs * steps)
+        schedule.step()
+        return _tally(loss, logits, y)
+
     for epoch in range(len(rows), recipe.epochs):
-        start, lr = time.perf_counter(), schedule.get_last_lr()[0]
+        start, lr, name = time.perf_counter(), schedule.get_last_lr()[0], f"epoch {epoch + 1}"
         epoch_seed = seed * 1_000_003 + epoch
         batches = epoch_batches(data, images, labels, batch_size, epoch_seed, recipe.augment, share)
         model.train()
-        bar = tqdm(batches, f"epoch {epoch + 1}", steps, leave=False, disable=_hide_bar())
-        loss, top1 = _train_epoch(
-            trained, bar, recipe, machine, optimizer, schedule, after_step, f"epoch {epoch + 1}"
-        )
+        bar = tqdm(batches, name, steps, leave=False, disable=_hide_bar())
+        loss, top1 = _train_epoch(update, bar, f"in {name} (learning rate {lr:.3g})")
         seconds = time.perf_counter() - start
-        extra = after_epoch(epoch) if after_epoch else {}
-        test_top1, test_loss = evaluate(model, data, machine, test)
+        for buffer in model.buffers() if world_size() > 1 else ():
+            dist.broadcast(buffer, 0)  # BatchNorm's statistics differ; those of rank 0 are saved
+        extra = hooks.after_epoch(epoch, recipe.epochs, rows, measure) if hooks.after_epoch else {}
+        test_top1, test_loss = measure(hooks.finish() if hooks.finish else model)
         if not math.isfinite(test_loss):
-            raise Diverged(_diverged(f"epoch {epoch + 1}", lr))
+            raise Diverged(
+                f"the test loss is NaN or infinite after {name}; try a lower --lr, with --force"
+            )
         row = {
             "epoch": epoch + 1,
             "lr": lr,
@@ -144,6 +176,7 @@ def fit(
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
+            "hooks": hooks.state,
         }
         run.save_state(state, rows)
         say(
@@ -154,6 +187,70 @@ def fit(
     return rows
 
 
+def _optimizer(
+    model: nn.Module, recipe: Recipe, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+    curve, total, start = LR_SCHEDULES[recipe.lr_schedule], recipe.epochs * steps, recipe.lr_start
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: curve(start + (1 - start) * step / total)
+    )
+    return optimizer, schedule
+
+
+def _with_teacher(
+    loss: Tensor, logits: Tensor, teacher: nn.Module, x: Tensor, recipe: Recipe, machine: Machine
+) -> Tensor:
+    """Distillation (Hinton et al. 2015, arXiv 1503.02531, section 2): T^2 KL, weighted."""
+    t, weight = recipe.temperature, recipe.teacher_weight
+    with torch.no_grad(), machine.autocast():
+        theirs = teacher(x).float()
+    soft = F.kl_div(
+        F.log_softmax(logits / t, 1),
+        F.log_softmax(theirs / t, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return (1 - weight) * loss + weight * t * t * soft
+
+
+@torch.no_grad()
+def reestimate_batchnorm(
+    model: nn.Module, data: Data, machine: Machine, seed: int, images: int = 2048
+) -> None:
+    """Replace BatchNorm's running statistics by averages over training images, in place.
+
+    Those of a network before it was cut do not fit the one after. Uses the augmented images
+    that training would see.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+    place(model, machine).train()
+    count = min(images, len(data.train.labels))
+    batches = epoch_batches(
+        data,
+        pad_for_crops(data.train.images, "crop-flip"),
+        data.train.labels,
+        min(128, count),
+        seed,
+    )
+    for x, _ in itertools.islice(batches, max(1, count // 128)):
+        with machine.autocast():
+            model(x.to(machine.device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def outcome(rows: list[dict[str, Any]]) -> dict[str, float]:
     """What a stage reports of its training: the last epoch, whatever came before."""
     seconds = sum(row["seconds"] for row in rows)
@@ -161,33 +258,18 @@ def outcome(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _train_epoch(
-    model: nn.Module,
-    batches: tqdm,
-    recipe: Recipe,
-    machine: Machine,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    after_step: Callable[[torch.optim.Optimizer], None] | None,
-    where: str,
+    update: Callable[[Tensor, Tensor], Tensor], batches: tqdm, where: str
 ) -> tuple[float, float]:
     """One pass over the batches: mean loss, and top-1 accuracy in percent while training."""
-    sums = torch.zeros(3, device=machine.device)  # loss, correct, images; read once at the end
+    sums = 0.0
     for step, (x, y) in enumerate(batches, start=1):
-        with machine.autocast():
-            logits = model(x).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if after_step:
-            after_step(optimizer)
-        sums += _tally(loss, logits, y)
-        if step % CHECK_EVERY == 0 and not math.isfinite(sums[0].item()):
-            raise Diverged(_diverged(f"{where}, step {step}", schedule.get_last_lr()[0]))
-    loss, top1 = _means(sums)
-    if not math.isfinite(loss):
-        raise Diverged(_diverged(where, schedule.get_last_lr()[0]))
+        sums = sums + update(x, y)  # stays on the device; read now and then
+        if step % CHECK_EVERY == 0 or step == batches.total:
+            loss, top1 = _means(sums)
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"the loss became NaN or infinite {where}; try a lower --lr, with --force"
+                )
     return loss, top1
 
 
@@ -234,7 +316,3 @@ def _fitting_batch(batch_size: int, images: int) -> int:
 
 def _hide_bar() -> bool | None:
     return True if rank() else None  # None: shown on a terminal only
-
-
-def _diverged(where: str, lr: float) -> str:
-    return f"the loss became NaN or infinite in {where} (learning rate {lr:.3g}); try a lower --lr"

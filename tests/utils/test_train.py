@@ -8,7 +8,7 @@ from models import build, new_spec
 from utils import data as D
 from utils.machine import Machine
 from utils.runs import Run
-from utils.train import BASELINE, SCHEDULES, Diverged, evaluate, fit
+from utils.train import BASELINE, LR_SCHEDULES, Diverged, Hooks, evaluate, fit
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 RECIPE = BASELINE._replace(epochs=2, batch_size=32)
@@ -58,12 +58,12 @@ def test_resumed_training_has_the_same_bits(tmp_path, data):
 
     steps = itertools.count()
 
-    def kill(optimizer):
+    def kill(*_):
         if next(steps) == 9:  # in the middle of the third epoch
             raise Killed
 
     with pytest.raises(Killed):
-        train(tmp_path / "cut", data, recipe, after_step=kill)
+        train(tmp_path / "cut", data, recipe, hooks=Hooks(after_step=kill))
     resumed, again = train(tmp_path / "cut", data, recipe, model=network(99))
     assert equal(whole, resumed)
     for a, b in zip(rows, again, strict=True):
@@ -78,15 +78,14 @@ def test_a_batch_larger_than_the_data_shrinks(tmp_path, data):
 
 
 def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, data):
-    steps = itertools.count()
-
-    def explode(optimizer):
-        if next(steps) == 5:  # in the second epoch
+    def explode(optimizer, step, total):
+        assert total == 8
+        if step == 5:  # in the second epoch
             with torch.no_grad():
                 optimizer.param_groups[0]["params"][0].fill_(math.nan)
 
     with pytest.raises(Diverged, match="epoch 2"):
-        train(tmp_path, data, after_step=explode)
+        train(tmp_path, data, hooks=Hooks(after_step=explode))
     state = torch.load(tmp_path / "resume.pt", weights_only=True)
     assert len(state["rows"]) == 1
     assert all(v.isfinite().all() for v in state["model"].values())
@@ -107,18 +106,20 @@ def test_evaluate_is_exact_and_leaves_the_network_alone(data):
 
 def test_hooks_see_every_step_and_epoch(tmp_path, data):
     steps = []
-    _, rows = train(
-        tmp_path, data, after_step=steps.append, after_epoch=lambda epoch: {"mine": 10 * epoch}
+    hooks = Hooks(
+        after_step=lambda optimizer, step, total: steps.append((step, total)),
+        after_epoch=lambda epoch, epochs, rows, measure: {"mine": 10 * epoch},
     )
-    assert len(steps) == 8
+    _, rows = train(tmp_path, data, hooks=hooks)
+    assert steps == [(step, 8) for step in range(8)]
     assert [row["mine"] for row in rows] == [0, 10]
 
 
 def test_schedules_by_hand():
-    at = {name: [round(f(t), 4) for t in (0, 0.15, 0.3, 0.65)] for name, f in SCHEDULES.items()}
+    at = {name: [round(f(t), 4) for t in (0, 0.15, 0.3, 0.65)] for name, f in LR_SCHEDULES.items()}
     assert at["onecycle"] == [0.04, 0.52, 1.0, 0.5]
     assert at["cosine"][0] == 1.0
-    assert SCHEDULES["cosine"](0.5) == pytest.approx(0.5)
+    assert LR_SCHEDULES["cosine"](0.5) == pytest.approx(0.5)
     assert at["multistep"] == [1.0, 1.0, 1.0, 0.1]
-    assert SCHEDULES["multistep"](0.75) == 0.01
+    assert LR_SCHEDULES["multistep"](0.75) == 0.01
     assert at["constant"] == [1.0] * 4

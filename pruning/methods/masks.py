@@ -1,0 +1,46 @@
+"""Masks over single weights: which stay, and keeping the others at zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models import Spec
+
+from ..allocation import Kept
+from ..surgery import cut_tensors
+from .base import State
+
+Masks = dict[str, Tensor]  # layer name -> bool, of the shape of its weight; True stays
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Set the weights that are masked out to zero, in place."""
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        weight.mul_(mask.to(weight.device))
+
+
+@torch.no_grad()
+def hold_masks(
+    model: nn.Module, state: State, optimizer: torch.optim.Optimizer, step: int, steps: int
+) -> None:
+    """Zero what the masks in the state remove, in the weights and in their momentum.
+
+    The masks are explicit: a weight that training happens to bring to zero is not frozen.
+    """
+    for name, mask in state.get("masks", {}).items():
+        weight = model.get_submodule(name).weight
+        if mask.device != weight.device:
+            mask = state["masks"][name] = mask.to(weight.device)
+        weight.mul_(mask)
+        momentum = optimizer.state[weight].get("momentum_buffer")
+        if momentum is not None:
+            momentum.mul_(mask)
+
+
+def cut_masks(spec: Spec, kept: Kept, masks: Masks) -> Masks:
+    """The masks of a network of which only the kept channels are left."""
+    cut = cut_tensors(spec, kept, {f"{name}.weight": mask.cpu() for name, mask in masks.items()})
+    return {key.removesuffix(".weight"): mask for key, mask in cut.items()}

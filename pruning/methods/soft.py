@@ -1,0 +1,145 @@
+"""`soft`: while training, zero the weakest filters after each epoch, and let them grow back.
+
+He et al. 2018 (arXiv 1808.06866). The threshold is dynamic: recomputed each epoch from the norms
+as they are then. Only the filters are zeroed, never the BatchNorm scale behind them, or no
+gradient could reach them again. Since a zeroed filter still emits its BatchNorm's shift, every
+accuracy that is reported is that of the network with those channels cut out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import Group, channel_groups, spec_of
+
+from ..allocation import Kept, Limits, allocate, select
+from ..criteria import Evidence, score
+from ..surgery import cut, silence
+from .base import FILTER_FLAGS, Method, Pruned, State, Task
+from .filters import as_lists, choose
+
+
+def _asymptotic_base() -> float:
+    """u = exp(-k/8), of the curve that is at 3/4 after 1/8: the fixed point of the condition."""
+    u = 0.25
+    for _ in range(20):
+        u = 1 - 0.75 * (1 - u**8)
+    return u
+
+
+def asymptotic(t: float) -> float:
+    """Share of the final ratio after the fraction t of the epochs: a exp(-k t) + b.
+
+    Through (0, 0), (1/8, 3/4) and (1, 1), as in He et al. 2019 (arXiv 1808.07471), equation 5.
+    """
+    u = _asymptotic_base()
+    return (1 - u ** (8 * t)) / (1 - u**8)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda t: 1.0,
+    "asymptotic": asymptotic,
+}
+
+
+def prune(model: nn.Module, task: Task) -> Pruned:
+    """Set up; what is reported is the network that cutting right now would give."""
+    ratio, kept, rows = choose(model, task)
+    state: State = {"kept": as_lists(kept), "soft": {"ratio": ratio, "seed": task.evidence.seed}}
+    return Pruned(model, cut(model, kept), silence(model, kept), ratio, state, rows)
+
+
+@torch.no_grad()
+def zero_filters(model: nn.Module, groups: list[Group], kept: Kept) -> None:
+    """Zero the filters of all channels but the kept ones, in place; BatchNorms stay."""
+    for group in groups:
+        gone = torch.ones(group.size, dtype=torch.bool)
+        gone[kept[group.name]] = False
+        for layer, channels in group.producers:
+            module = model.get_submodule(layer)
+            module.weight[torch.tensor(channels)[gone].to(module.weight.device)] = 0
+
+
+def after_epoch(
+    model: nn.Module,
+    state: State,
+    epoch: int,
+    epochs: int,
+    rows: list[dict[str, Any]],
+    measure: Callable[[nn.Module], tuple[float, float]],
+) -> dict[str, Any]:
+    """Recompute the threshold, zero what lies under it, and tell what changed."""
+    options = argparse.Namespace(**state["options"])
+    free_top1, _ = measure(model)
+    share = SCHEDULES[options.schedule]((epoch + 1) / epochs)
+    ratio = state["soft"]["ratio"]
+    ratio = [r * share for r in ratio] if isinstance(ratio, list) else ratio * share
+    groups, _ = select(channel_groups(spec_of(model)), options.skip, options.scope)
+    scores = score(model, groups, options.criterion, Evidence(state["soft"]["seed"]))
+    limits = Limits(options.min_keep, options.round_to)
+    kept = allocate(groups, scores, ratio, options.allocation, limits)
+    zero_filters(model, groups, kept)
+
+    chosen = _as_mask(groups, kept)
+    past = state["soft"].setdefault("masks", [])
+    before = past[-1] if past else torch.ones_like(chosen)
+    past.append(chosen)
+    state["kept"] = as_lists(kept)
+    if epoch + 1 == epochs:
+        for row, mask in zip(rows, past, strict=False):
+            row["overlap"] = _overlap(mask, chosen)
+        del state["soft"]["masks"]
+    return {
+        "pruned_ratio": 1 - chosen.float().mean().item(),
+        "threshold": _threshold(scores, kept),
+        "flipped": int((chosen != before).sum()),
+        "regrown": int((chosen & ~before).sum()),
+        "overlap": 1.0,  # with the final choice; known, and filled in, at the end
+        "top1_unmasked": free_top1,
+    }
+
+
+def _as_mask(groups: list[Group], kept: Kept) -> Tensor:
+    parts = []
+    for group in groups:
+        part = torch.zeros(group.size, dtype=torch.bool)
+        part[kept[group.name]] = True
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def _overlap(mask: Tensor, final: Tensor) -> float:
+    """Of the channels pruned in the end, the share that was pruned then."""
+    gone = ~final
+    return (~mask & gone).sum().item() / max(1, gone.sum().item())
+
+
+def _threshold(scores: dict[str, Tensor], kept: Kept) -> float | None:
+    """The highest score that was pruned, of the mean score of its group; averaged over groups."""
+    highest = []
+    for name, own in scores.items():
+        gone = torch.ones(len(own), dtype=torch.bool)
+        gone[kept[name]] = False
+        if gone.any():
+            highest.append((own[gone].max() / own.mean()).item())
+    return sum(highest) / len(highest) if highest else None
+
+
+def finish(model: nn.Module, state: State) -> tuple[nn.Module, State]:
+    """Cut out what is zeroed now."""
+    return cut(model, {name: torch.tensor(index) for name, index in state["kept"].items()}), {}
+
+
+METHOD = Method(
+    prune,
+    after_epoch=after_epoch,
+    finish=finish,
+    defaults={"criterion": "l2"},
+    flags=(*FILTER_FLAGS, "schedule"),
+    from_scratch=True,
+)

@@ -1,0 +1,226 @@
+"""`weight`: masks over single weights (Han et al. 2015, arXiv 1506.02626).
+
+The network keeps its shape, so dense kernels are no faster; what it gains is size. At the end,
+channels that provably contribute nothing are cut out.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from models import channel_groups, spec_of
+
+from ..allocation import Kept, keep_count, matches
+from ..criteria import Evidence
+from ..surgery import cut
+from .base import Method, Pruned, Row, State, Task
+from .masks import Masks, apply_masks, cut_masks, hold_masks
+
+GRADUAL_END = 0.75  # of the training; the rest recovers at the final sparsity
+GRADUAL_UPDATES = 100
+
+
+def magnitude(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Absolute value (Han et al. 2015, section 3)."""
+    return weight.abs()
+
+
+def random(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """The control: uniform scores, drawn from the seed."""
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+WEIGHT_CRITERIA = {"magnitude": magnitude, "random": random}
+
+
+def cubic(t: float) -> float:
+    """Share of the final sparsity after the fraction t of the ramp: 1 - (1 - t)^3.
+
+    Zhu & Gupta 2017 (arXiv 1710.01878), equation 1, from an initial sparsity of 0.
+    """
+    return 1 - (1 - min(1.0, t)) ** 3
+
+
+def weight_layers(model: nn.Module, skip: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of the convolutions and the classifier to prune, and why others are protected."""
+    kinds = (nn.Conv2d, nn.Linear)
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    protected = matches({name: [name] for name in names}, skip)
+    return [name for name in names if name not in protected], protected
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """True for the `count` highest scores; of equal ones the first."""
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    if count > 0:
+        flat = scores.flatten()
+        threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
+        mask = flat > threshold
+        ties = (flat == threshold).nonzero().flatten()[: count - int(mask.sum())]
+        mask[ties] = True
+    return mask.view(scores.shape)
+
+
+@torch.no_grad()
+def masks_for(
+    model: nn.Module,
+    layers: list[str],
+    ratio: float,
+    allocation: str = "global",
+    criterion: str = "magnitude",
+    previous: Masks | None = None,
+    evidence: Evidence | None = None,
+) -> Masks:
+    """Masks that remove the fraction `ratio` of the weights that `previous` masks left.
+
+    "global" removes the lowest scores of all layers together, "layer" the ratio in each. Every
+    layer keeps at least one weight.
+    """
+    generator = torch.Generator().manual_seed((evidence or Evidence()).seed)
+    scores, remaining = {}, {}
+    for name in layers:
+        weight = model.get_submodule(name).weight
+        own = WEIGHT_CRITERIA[criterion](weight, generator).float()
+        if previous and name in previous:
+            own = own.masked_fill(~previous[name].to(own.device), -1.0)
+        remaining[name] = int((own >= 0).sum())
+        own.view(-1)[own.argmax()] = float("inf")  # a layer is never emptied
+        scores[name] = own
+    if allocation == "layer":
+        return {n: _best(s, max(1, keep_count(remaining[n], ratio))) for n, s in scores.items()}
+    total = max(len(layers), keep_count(sum(remaining.values()), ratio))
+    chosen = _best(torch.cat([s.flatten() for s in scores.values()]), total)
+    parts = chosen.split([s.numel() for s in scores.values()])
+    return {n: m.view(s.shape) for (n, s), m in zip(scores.items(), parts, strict=True)}
+
+
+@torch.no_grad()
+def pattern_masks(model: nn.Module, layers: list[str], kept: int, block: int) -> Masks:
+    """N:M masks: of `block` consecutive input channels the `kept` largest weights stay.
+
+    The layout that sparse tensor cores expect (Mishra et al. 2021, arXiv 2104.08378). Layers
+    whose inputs do not divide into blocks are left out.
+    """
+    masks = {}
+    for name in layers:
+        scores = model.get_submodule(name).weight.abs().movedim(1, -1)
+        if scores.shape[-1] % block:
+            continue
+        blocks = scores.reshape(-1, block)
+        order = torch.sort(blocks, dim=1, descending=True, stable=True).indices
+        mask = torch.zeros_like(blocks, dtype=torch.bool).scatter_(1, order[:, :kept], True)
+        masks[name] = mask.view(scores.shape).movedim(-1, 1).contiguous()
+    return masks
+
+
+def prune(model: nn.Module, task: Task) -> Pruned:
+    """Mask the weights that score lowest; with --gradual only set up, for the training to do."""
+    options = task.options
+    layers, protected = weight_layers(model, options.skip)
+    previous = (task.previous or {}).get("masks")
+    if not layers:
+        raise ValueError("--skip leaves nothing to prune")
+    if options.pattern:
+        kept, block = (int(part) for part in options.pattern.split(":"))
+        ratio = 1 - kept / block
+        masks = pattern_masks(model, layers, kept, block)
+        protected |= {name: f"--pattern {options.pattern}" for name in layers if name not in masks}
+        for name in masks.keys() & (previous or {}).keys():
+            masks[name] &= previous[name]
+    else:
+        ratio = options.ratio
+        masks = masks_for(
+            model, layers, ratio, options.allocation, options.criterion, previous, task.evidence
+        )
+    masks = {**(previous or {}), **masks}
+    masked = copy.deepcopy(model)
+    apply_masks(masked, masks)
+    state: State = {"masks": masks}
+    if options.gradual:
+        state = {
+            "masks": previous or {},
+            "gradual": {"layers": layers, "ratio": ratio, "seed": task.evidence.seed},
+        }
+        state["gradual"] |= {k: getattr(options, k) for k in ("allocation", "criterion")}
+        state["gradual"]["start"] = copy.deepcopy(previous)
+    rows = _rows(model, masks, protected)
+    return Pruned(model if options.gradual else masked, masked, masked, ratio, state, rows)
+
+
+def _rows(model: nn.Module, masks: Masks, protected: dict[str, str]) -> list[Row]:
+    rows = []
+    for name in dict.fromkeys([*masks, *protected]):
+        size = model.get_submodule(name).weight.numel()
+        kept = int(masks[name].sum()) if name in masks else size
+        rows.append((name, size, kept, protected.get(name, "")))
+    return rows
+
+
+def after_step(
+    model: nn.Module, state: State, optimizer: torch.optim.Optimizer, step: int, steps: int
+) -> None:
+    """Follow the gradual schedule, if there is one, and hold the masks."""
+    plan = state.get("gradual")
+    if plan and step % max(1, steps // GRADUAL_UPDATES) == 0:
+        share = cubic((step + 1) / (GRADUAL_END * steps))
+        start, evidence = plan["start"], Evidence(plan["seed"])
+        how = (plan["allocation"], plan["criterion"], start, evidence)
+        state["masks"] = (start or {}) | masks_for(
+            model, plan["layers"], share * plan["ratio"], *how
+        )
+    hold_masks(model, state, optimizer, step, steps)
+
+
+@torch.no_grad()
+def idle_channels(model: nn.Module) -> Kept:
+    """Groups with channels that provably contribute nothing, and the channels that do.
+
+    A channel is idle if nothing reads it (all weights that do are zero), or if what is read is
+    always zero: an inner channel whose filters are zero and whose BatchNorms, or bias, turn zero
+    into something that the ReLU removes. The shift of a BatchNorm alone can keep a channel alive.
+    """
+    kept = {}
+    for group in channel_groups(spec_of(model)):
+        read = torch.zeros(group.size, dtype=torch.bool)
+        for layer, channels in group.consumers:
+            weight = model.get_submodule(layer).weight.transpose(0, 1)[list(channels)]
+            read |= weight.flatten(1).ne(0).any(1).cpu()
+        alive = torch.full((group.size,), group.scope == "stream")
+        for layer, channels in group.producers:
+            module, own = model.get_submodule(layer), list(channels)
+            alive |= module.weight[own].flatten(1).ne(0).any(1).cpu()
+            if module.bias is not None:
+                alive |= (module.bias[own] > 0).cpu()
+        for layer, channels in group.norms:
+            norm, own = model.get_submodule(layer), list(channels)
+            scale = norm.weight[own] / (norm.running_var[own] + norm.eps).sqrt()
+            alive |= (norm.bias[own] - norm.running_mean[own] * scale > 0).cpu()
+        useful = (read & alive).nonzero().flatten()
+        if 0 < len(useful) < group.size:
+            kept[group.name] = useful
+        elif len(useful) == 0 and group.size > 1:
+            kept[group.name] = torch.tensor([0])  # a group is never emptied
+    return kept
+
+
+def finish(model: nn.Module, state: State) -> tuple[nn.Module, State]:
+    """Cut out the idle channels; that can make others idle, so until none is left."""
+    masks, before = state["masks"], sum(spec_of(model)["widths"].values())
+    while kept := idle_channels(model):
+        masks = cut_masks(spec_of(model), kept, masks)
+        model = cut(model, kept)
+    removed = before - sum(spec_of(model)["widths"].values())
+    return model, {"masks": masks, "channels_removed": removed}
+
+
+METHOD = Method(
+    prune,
+    after_step=after_step,
+    finish=finish,
+    defaults={"criterion": "magnitude", "allocation": "global"},
+    flags=("pattern", "gradual"),
+    from_scratch=True,
+)
