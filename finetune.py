@@ -131,6 +131,7 @@ def recover(
     if pruning and (finish := METHODS[pruning["method"]].finish):
         model, changes = finish(model, pruning)
         pruning = {**pruning, **changes}
+        measured |= {k: v for k, v in changes.items() if k == "channels_removed"}
     return stages.hand_over(run, args, machine, "finetuned", model, data, measured, parent, pruning)
 
 

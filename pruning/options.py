@@ -47,9 +47,9 @@ def _number(test: Callable[[float], bool], wanted: str) -> Callable[[str], float
 _fraction = _number(lambda x: 0 <= x < 1, "at least 0 and below 1")
 _target = _number(lambda x: 0 < x <= 1, "above 0 and at most 1")
 _least = _number(
-    lambda x: 0 < x < 1 or (x >= 1 and x == int(x)), "a count, or a fraction above 0 and below 1"
+    lambda x: 0 < x < 1 or (x >= 1 and x.is_integer()), "a count, or a fraction above 0 and below 1"
 )
-_count = _number(lambda x: x >= 1 and x == int(x), "a whole number of at least 1")
+_count = _number(lambda x: x >= 1 and x.is_integer(), "a whole number of at least 1")
 
 
 def _ratio(text: str) -> float | list[float]:

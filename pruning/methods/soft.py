@@ -2,8 +2,10 @@
 
 He et al. 2018 (arXiv 1808.06866). The threshold is dynamic: recomputed each epoch from the norms
 as they are then. Only the filters are zeroed, never the BatchNorm scale behind them, or no
-gradient could reach them again. Since a zeroed filter still emits its BatchNorm's shift, every
-accuracy that is reported is that of the network with those channels cut out.
+gradient could reach them again. (None does either where the shift is negative, since the ReLU
+blocks it; there only the momentum that a filter had brings it back.) Since a zeroed filter still
+emits its BatchNorm's shift, every accuracy that is reported is that of the network with those
+channels cut out.
 """
 
 from __future__ import annotations

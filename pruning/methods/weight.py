@@ -83,7 +83,8 @@ def masks_for(
     scores, remaining = {}, {}
     for name in layers:
         weight = model.get_submodule(name).weight
-        own = WEIGHT_CRITERIA[criterion](weight, generator).float()
+        # Contiguous, so that the flat view below is one: training keeps weights channels last.
+        own = WEIGHT_CRITERIA[criterion](weight, generator).float().contiguous()
         if previous and name in previous:
             own = own.masked_fill(~previous[name].to(own.device), -1.0)
         remaining[name] = int((own >= 0).sum())
@@ -147,7 +148,8 @@ def prune(model: nn.Module, task: Task) -> Pruned:
         state["gradual"] |= {k: getattr(options, k) for k in ("allocation", "criterion")}
         state["gradual"]["start"] = copy.deepcopy(previous)
     rows = _rows(model, masks, protected)
-    return Pruned(model if options.gradual else masked, masked, masked, ratio, state, rows)
+    network, _ = finish(masked, {"masks": masks})
+    return Pruned(model if options.gradual else masked, network, masked, ratio, state, rows)
 
 
 def _rows(model: nn.Module, masks: Masks, protected: dict[str, str]) -> list[Row]:
@@ -163,6 +165,7 @@ def after_step(
     model: nn.Module, state: State, optimizer: torch.optim.Optimizer, step: int, steps: int
 ) -> None:
     """Follow the gradual schedule, if there is one, and hold the masks."""
+    hold_masks(model, state, optimizer, step, steps)
     plan = state.get("gradual")
     if plan and step % max(1, steps // GRADUAL_UPDATES) == 0:
         share = cubic((step + 1) / (GRADUAL_END * steps))
@@ -171,7 +174,7 @@ def after_step(
         state["masks"] = (start or {}) | masks_for(
             model, plan["layers"], share * plan["ratio"], *how
         )
-    hold_masks(model, state, optimizer, step, steps)
+        hold_masks(model, state, optimizer, step, steps)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models import build, channel_groups, cost_of, new_spec, spec_of
 from pruning.allocation import allocate, select
-from pruning.criteria import score
+from pruning.criteria import CRITERIA, Evidence, score
 from pruning.surgery import cut, cut_spec, logit_difference, silence
 from tests.conftest import lively
 
@@ -26,25 +26,28 @@ NETWORKS = {
 }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     network=st.sampled_from(sorted(NETWORKS)),
     scope=st.sampled_from(["inner", "all"]),
     ratio=st.floats(0, 0.95),
-    allocation=st.sampled_from(["layer", "global"]),
+    allocation=st.sampled_from(["layer", "global", "sensitivity"]),
+    criterion=st.sampled_from([name for name in CRITERIA if name != "taylor"]),
     seed=st.integers(0, 1000),
 )
-def test_slim_equals_silenced(network, scope, ratio, allocation, seed):
+def test_slim_equals_silenced(network, scope, ratio, allocation, criterion, seed):
     model = lively(NETWORKS[network], seed)
     groups, _ = select(channel_groups(spec_of(model)), [], scope)
-    kept = allocate(groups, score(model, groups, "l1"), ratio, allocation)
+    scores = score(model, groups, criterion, Evidence(seed))
+    drops = {g.name: {"0.3": i % 5, "0.7": 10 + i % 7} for i, g in enumerate(groups)}
+    kept = allocate(groups, scores, ratio, allocation, sensitivity=drops)
     slim, silenced = cut(model, kept), silence(model, kept)
     difference, largest = logit_difference(silenced, slim, torch.randn(4, 3, 32, 32))
     assert difference <= 1e-4 * largest
     assert spec_of(slim) == cut_spec(spec_of(model), kept)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data(), network=st.sampled_from(["20 A", "20 A-end", "26", "26 de"]))
 def test_any_choice_of_channels_can_be_cut(data, network):
     """Not only what a criterion would choose: also all but one channel, or one side of a pad."""

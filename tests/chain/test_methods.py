@@ -1,0 +1,190 @@
+"""Every way of pruning through the commands, the controls, and how to add one's own."""
+
+import argparse
+import json
+import shutil
+
+import pytest
+import torch
+
+import finetune
+import res50prune
+from pruning import options
+from pruning.methods import METHODS, Method, Pruned
+from tests.conftest import result, run
+from utils import checkpoint as checkpoints
+
+NET = ["--depth", "26", "--arch", "resnet_de", "--width", "4"]
+DATA = ["--dataset", "synthetic", "--image-size", "16"]
+TRAIN = ["--epochs", "2", "--train-images", "512", "--batch-size", "64"]
+FOLDER = "runs/synthetic/resnet_de26w4/seed0"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    result(run("main.py", *NET, *DATA, *TRAIN, cwd=folder))
+    return folder
+
+
+@pytest.fixture
+def work(base, tmp_path):
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def log(work, name):
+    return [json.loads(line) for line in (work / FOLDER / name / "metrics.jsonl").open()]
+
+
+def test_soft(work):
+    flags = [*NET, *DATA, "--method", "soft", "--ratio", "0.5"]
+    pruned = result(run("res50prune.py", *flags, cwd=work))
+    tuned = result(run("finetune.py", *flags, *TRAIN, cwd=work))
+    assert pruned["params"] == tuned["params"]  # the figures of the cut network, from the start
+    checkpoint = checkpoints.load(work / FOLDER / "soft-0.5/finetuned")
+    model = checkpoints.model_of(checkpoint)
+    assert sum(p.numel() for p in model.parameters()) == tuned["params"]
+    rows = log(work, "soft-0.5/finetuned")
+    assert rows[-1]["top1"] == tuned["top1"]
+    assert rows[-1].keys() >= {"threshold", "flipped", "regrown", "overlap", "top1_unmasked"}
+    again = result(run("res50prune.py", "--model", tuned["checkpoint"], "--ratio", "0", cwd=work))
+    assert again["top1_before"] == tuned["top1"]  # the file computes what was reported
+
+
+def test_soft_from_scratch(work):
+    flags = [*NET, *DATA, *TRAIN, "--method", "soft", "--ratio", "0.5", "--threshold", "global"]
+    output = result(run("main.py", *flags, cwd=work))
+    assert output["stage"] == "scratch"
+    assert "soft-0.5-global/scratch" in output["checkpoint"]
+    dense = json.loads((work / FOLDER / "baseline/result.json").read_text())
+    assert output["macs"] < dense["macs"]
+    refused = run("main.py", *NET, *DATA, "--method", "l1", cwd=work)
+    assert refused.returncode == 2
+    assert "res50prune.py" in refused.stderr
+
+
+@pytest.mark.parametrize("how", [["--ratio", "0.9"], ["--ratio", "0.9", "--gradual"]])
+def test_weight(work, how):
+    flags = [*NET, *DATA, "--method", "weight", *how]
+    result(run("res50prune.py", *flags, cwd=work))
+    tuned = result(run("finetune.py", *flags, *TRAIN, cwd=work))
+    checkpoint = checkpoints.load(work / tuned["checkpoint"])
+    masks, state = checkpoint["pruning"]["masks"], checkpoint["state_dict"]
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert not any(state[f"{name}.weight"][~mask].any() for name, mask in masks.items())
+    others = sum(
+        v.numel() for k, v in state.items() if "num_batches" not in k and "running" not in k
+    )
+    others -= sum(mask.numel() for mask in masks.values())
+    assert tuned["nonzero_params"] <= kept + others
+    assert (
+        tuned["nonzero_params"]
+        < 0.25 * json.loads((work / FOLDER / "baseline/result.json").read_text())["params"]
+    )
+    assert tuned["effective_macs"] < 0.5 * tuned["macs"]
+    assert "channels_removed" in tuned
+
+
+def test_pruning_again_refers_to_what_is_left_and_targets_to_the_start(work):
+    flags = [*NET, *DATA]
+    dense = json.loads((work / FOLDER / "baseline/result.json").read_text())
+    first = result(run("res50prune.py", *flags, "--ratio", "0.3", cwd=work))
+    again = ["res50prune.py", "--model", first["checkpoint"]]
+    second = result(run(*again, "--target-macs", "0.4", cwd=work))
+    assert second["macs"] / dense["macs"] == pytest.approx(0.4, abs=0.03)
+    assert "l1-0.3+l1-macs0.4/pruned" in second["checkpoint"]
+    history = checkpoints.load(work / second["checkpoint"])["history"]
+    assert [entry["stage"] for entry in history] == ["baseline", "pruned", "pruned"]
+    masked = result(run(*again, "--method", "weight", "--ratio", "0.5", cwd=work))
+    third = run("res50prune.py", "--model", masked["checkpoint"], "--ratio", "0.3", cwd=work)
+    checkpoint = checkpoints.load(work / result(third)["checkpoint"])
+    for name, mask in checkpoint["pruning"]["masks"].items():  # cut along with the weights
+        assert mask.shape == checkpoint["state_dict"][f"{name}.weight"].shape
+    own = run(*again, "--save", f"{FOLDER}/l1-0.3/pruned", "--force", cwd=work)
+    assert own.returncode == 2
+    assert "input" in own.stderr
+
+
+def test_sensitivity_is_measured_once_and_used(work):
+    flags = [*NET, *DATA, "--criterion", "l2"]
+    output = result(run("res50prune.py", *flags, "--sensitivity", cwd=work))
+    assert set(output["drops"]["layer1.0.conv1"]) == {"0.1", "0.3", "0.5", "0.7", "0.9"}
+    heat_map = (work / output["file"]).with_suffix(".png")
+    assert heat_map.read_bytes().startswith(b"\x89PNG")
+    pruned = run("res50prune.py", *flags, "--allocation", "sensitivity", cwd=work)
+    assert "sensitivities read from" in pruned.stderr
+    assert result(pruned)["macs"] < 2**63
+    assert "l1-0.3-l2-sensitivity" in result(pruned)["checkpoint"]
+
+
+def test_a_latency_target_is_solved_on_the_clock_or_refused(work):
+    flags = [*NET, *DATA, "--scope", "all", "--batch-size", "32", "--no-eval"]
+    process = run("res50prune.py", *flags, "--target-latency", "0.9", cwd=work)
+    if process.returncode:  # a machine where so small a network is bound by something else
+        assert process.returncode == 2
+        assert "cannot be reached" in process.stderr
+    else:
+        assert 0 < result(process)["ratio"] < 1
+
+
+def test_the_slim_network_from_scratch(work):
+    slim = result(run("res50prune.py", *NET, *DATA, "--ratio", "0.6", cwd=work))
+    like = ["main.py", "--like", slim["checkpoint"], *TRAIN]
+    equal = result(run(*like, cwd=work))
+    assert (equal["stage"], equal["params"]) == ("scratch", slim["params"])
+    flops = result(run(*like, "--budget", "flops", cwd=work))
+    dense = json.loads((work / FOLDER / "baseline/result.json").read_text())
+    assert len(log(work, "l1-0.6/scratch-flops")) == round(2 * dense["macs"] / slim["macs"])
+    assert flops["checkpoint"] != equal["checkpoint"]
+
+
+def test_recipes(work):
+    flags = [*NET, *DATA, "--ratio", "0.4"]
+    result(run("res50prune.py", *flags, cwd=work))
+    one = ["--epochs", "1", "--train-images", "256"]
+    literal = result(run("finetune.py", *flags, *one, "--recipe", "li2017", cwd=work))
+    assert literal["arguments"]["lr"] == 0.001
+    assert literal["arguments"]["lr_schedule"] == "constant"
+    rewound = result(run("finetune.py", *flags, *one, "--recipe", "lr-rewind", cwd=work))
+    assert rewound["arguments"]["lr_start"] == 0.5  # the second of two epochs
+    (row,) = log(work, "l1-0.4/finetuned-lr-rewind")
+    assert row["lr"] == pytest.approx(0.1 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 2 / 7))))
+    teacher = ["--teacher", f"{FOLDER}/baseline", "--reestimate-bn"]
+    taught = result(run("finetune.py", *flags, *one, *teacher, cwd=work))
+    assert "l1-0.4/finetuned-taught" in taught["checkpoint"]
+    assert taught.keys() >= {"top1_before", "top1_reestimated"}
+
+
+def test_adding_a_method_is_one_small_file(work, monkeypatch, capsys):
+    """A method that prunes nothing and counts its steps, through the real stages."""
+    counted = []
+
+    def prune(model, task):
+        return Pruned(model, model, model, 0.0, {"note": "mine"}, [("everything", 1, 1, "")])
+
+    def after_step(model, state, optimizer, step, steps):
+        counted.append((state["note"], step, steps))
+
+    monkeypatch.setitem(METHODS, "mine", Method(prune, after_step=after_step))
+    monkeypatch.chdir(work)
+    flags = [*NET, *DATA, "--method", "mine"]
+    res50prune.main(res50prune.build_parser().parse_args(flags))
+    tuned = finetune.main(finetune.build_parser().parse_args([*flags, *TRAIN]))
+    assert tuned["method"] == "mine"
+    assert counted == [("mine", step, 16) for step in range(16)]
+
+
+def test_run_folders_are_named_by_what_is_not_the_default():
+    parser = argparse.ArgumentParser()
+    options.add_pruning_flags(parser)
+
+    def name(*flags):
+        return options.tag(parser.parse_args(flags))
+
+    assert name() == "l1-0.3"
+    assert name("--ratio", "0.6", "--criterion", "l1") == "l1-0.6"
+    assert name("--method", "soft", "--criterion", "l2", "--ratio", "0.9") == "soft-0.9"
+    assert name("--method", "weight", "--allocation", "layer") == "weight-0.3-layer"
+    assert name("--target-macs", "0.5", "--scope", "all") == "l1-macs0.5-all"
+    assert name("--ratio", "0.6,0.3,0.1", "--skip", "layer1.7") == "l1-0.6,0.3,0.1-skiplayer1.7"

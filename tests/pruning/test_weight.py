@@ -1,0 +1,188 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from models import build, new_spec, spec_of
+from pruning.methods import hooks
+from pruning.methods.masks import apply_masks, cut_masks, hold_masks
+from pruning.methods.weight import cubic, finish, masks_for, pattern_masks, weight_layers
+from pruning.surgery import logit_difference
+from tests.conftest import lively
+
+SPEC = new_spec(20, 10)
+
+
+def density(masks):
+    return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+
+@given(
+    ratio=st.floats(0, 0.999),
+    allocation=st.sampled_from(["layer", "global"]),
+    criterion=st.sampled_from(["magnitude", "random"]),
+)
+def test_masks_remove_the_ratio_and_empty_no_layer(ratio, allocation, criterion):
+    model = lively(SPEC)
+    layers, _ = weight_layers(model, [])
+    masks = masks_for(model, layers, ratio, allocation, criterion)
+    total = sum(m.numel() for m in masks.values())
+    assert density(masks) == pytest.approx(1 - ratio, abs=(len(layers) + 1) / total)
+    assert all(m.any() for m in masks.values())
+    for name, mask in masks.items():
+        if criterion == "magnitude" and not mask.all():
+            weight = model.get_submodule(name).weight.detach().abs()
+            assert weight[~mask].max() <= weight[mask].min()
+
+
+def test_global_compares_all_layers():
+    model = lively(SPEC)
+    with torch.no_grad():
+        model.layer3[0].conv1.weight *= 1e-3
+    layers, _ = weight_layers(model, [])
+    masks = masks_for(model, layers, 0.05, "global")
+    assert density({"": masks["layer3.0.conv1"]}) < 0.3
+    assert masks["fc"].all()
+
+
+def test_layers_can_be_left_out():
+    layers, protected = weight_layers(lively(SPEC), ["fc", "conv1", "layer2"])
+    assert "layer1.0.conv1" in layers
+    assert set(protected) >= {"fc", "conv1", "layer2.2.conv2"}
+    with pytest.raises(ValueError, match="layer9"):
+        weight_layers(lively(SPEC), ["layer9"])
+
+
+def test_pruning_again_removes_from_what_is_left():
+    model = lively(SPEC)
+    layers, _ = weight_layers(model, [])
+    first = masks_for(model, layers, 0.5)
+    apply_masks(model, first)
+    second = masks_for(model, layers, 0.5, previous=first)
+    assert density(second) == pytest.approx(0.25, abs=1e-3)
+    assert all((second[name] <= first[name]).all() for name in layers)
+
+
+@given(pattern=st.sampled_from([(2, 4), (1, 4), (4, 8)]), seed=st.integers(0, 99))
+def test_a_pattern_holds_in_every_block(pattern, seed):
+    kept, block = pattern
+    model = lively(SPEC, seed)
+    layers, _ = weight_layers(model, [])
+    masks = pattern_masks(model, layers, kept, block)
+    assert set(layers) - set(masks) == {"conv1"}  # three input channels do not divide
+    for name, mask in masks.items():
+        blocks = mask.movedim(1, -1).reshape(-1, block)
+        assert (blocks.sum(1) == kept).all(), name
+        weights = model.get_submodule(name).weight.detach().abs().movedim(1, -1).reshape(-1, block)
+        lowest_kept = weights.masked_fill(~blocks, torch.inf).amin(1)
+        assert (weights.masked_fill(blocks, 0).amax(1) <= lowest_kept).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_do_not_drift(dtype):
+    """200 steps with momentum, weight decay and mixed precision."""
+    model = lively(new_spec(20, 10, width=4)).train().to(memory_format=torch.channels_last)
+    layers, _ = weight_layers(model, [])
+    state = {"method": "weight", "masks": masks_for(model, layers, 0.8)}
+    after_step = hooks(model, state)["after_step"]
+    with torch.no_grad():  # a weight that is zero by chance, but not masked
+        free = state["masks"]["layer1.0.conv1"].nonzero()[0].tolist()
+        model.layer1[0].conv1.weight[tuple(free)] = 0.0
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
+    )
+    torch.manual_seed(0)
+    for step in range(200):
+        x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(model(x).float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after_step(optimizer, step, 200)
+        for name, mask in state["masks"].items():
+            weight = model.get_submodule(name).weight
+            assert not weight[~mask].any()
+            assert not optimizer.state[weight]["momentum_buffer"][~mask].any()
+    assert model.layer1[0].conv1.weight[tuple(free)] != 0
+
+
+def test_cubic_schedule_by_hand():
+    assert [cubic(t) for t in (0, 0.5, 1, 2)] == [0, 0.875, 1, 1]
+
+
+def test_gradual_pruning_follows_the_schedule_and_never_returns():
+    model = build(new_spec(20, 10, width=4)).train()
+    layers, _ = weight_layers(model, [])
+    plan = {
+        "layers": layers,
+        "ratio": 0.8,
+        "seed": 0,
+        "allocation": "global",
+        "criterion": "magnitude",
+        "start": None,
+    }
+    state = {"method": "weight", "masks": {}, "gradual": plan}
+    after_step = hooks(model, state)["after_step"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    last = None
+    for step in range(40):
+        F.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.randint(10, (8,))).backward()
+        optimizer.step()
+        after_step(optimizer, step, 40)
+        expected = 0.8 * cubic((step + 1) / 30)
+        assert 1 - density(state["masks"]) == pytest.approx(expected, abs=0.01)
+        if last:
+            assert all((state["masks"][n] <= last[n]).all() for n in layers)
+        last = state["masks"]
+
+
+@pytest.mark.parametrize(
+    "spec", [SPEC, new_spec(18, 7, width=8), new_spec(26, 7, arch="resnet_de", width=8)]
+)
+@pytest.mark.parametrize("ratio", [0.9, 0.99, 0.999])
+def test_idle_channels_are_removed_and_nothing_changes(spec, ratio):
+    model = lively(spec)
+    with torch.no_grad():  # some channels that are silent once their filters are zero
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias -= 0.5
+    layers, _ = weight_layers(model, [])
+    masks = masks_for(model, layers, ratio)
+    apply_masks(model, masks)
+    slim, changes = finish(model, {"masks": masks})
+    difference, largest = logit_difference(model, slim, torch.randn(4, 3, 32, 32))
+    assert difference <= 1e-5 * max(1.0, largest)
+    assert changes["channels_removed"] > 0 or ratio == 0.9
+    for name, mask in changes["masks"].items():
+        weight = slim.get_submodule(name).weight
+        assert mask.shape == weight.shape
+        assert not weight[~mask].any()
+
+
+def test_a_channel_that_only_shifts_is_not_idle():
+    model = lively(SPEC)
+    with torch.no_grad():
+        model.layer1[0].conv1.weight[2] = 0
+        model.layer1[0].bn1.running_mean[2] = 0
+        model.layer1[0].bn1.bias[2] = 0.7  # survives the ReLU
+    assert spec_of(finish(model, {"masks": {}})[0]) == SPEC
+    with torch.no_grad():
+        model.layer1[0].bn1.bias[2] = -0.7
+    assert spec_of(finish(model, {"masks": {}})[0])["widths"]["layer1.0.conv1"] == 15
+
+
+def test_masks_are_cut_with_their_weights():
+    masks = masks_for(lively(SPEC), ["layer1.0.conv2"], 0.5)
+    kept = {"layer1.0.conv1": torch.tensor([0, 7])}
+    cut = cut_masks(SPEC, kept, masks)
+    assert torch.equal(cut["layer1.0.conv2"], masks["layer1.0.conv2"][:, [0, 7]])
+
+
+def test_holding_masks_without_any_is_nothing():
+    model = build(SPEC)
+    before = model.conv1.weight.clone()
+    hold_masks(model, {}, torch.optim.SGD(model.parameters()), 0, 1)
+    assert torch.equal(model.conv1.weight, before)
