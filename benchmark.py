@@ -4,12 +4,13 @@
     python benchmark.py dense.pt slim.pt --batch-size 256 --device cuda
     python benchmark.py runs/synthetic/resnet20/seed*/* | jq -r '.rows[] | [.name, .top1] | @tsv'
 
-Takes checkpoints and run folders; of a folder like l1-0.6 it takes the fine-tuned network, or
-else the pruned one. The first is what the others are compared with. All are timed in turn, in one
+Takes checkpoints and run folders; of a folder like l1-0.6 it takes the fine-tuned networks
+and those from scratch, or else the pruned one. The first is what the others are compared with. All are timed in turn, in one
 process, on random images. Prints a table, and the same figures as one JSON line.
 """
 
 import argparse
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from utils.log import say, table
 from utils.machine import describe, prepare
 from utils.timing import Timing, forward, interleaved, peak_memory
 
-LAST_STAGES = ("finetuned*", "pruned")  # what stands for a folder of several stages
+LAST_STAGES = ("finetuned*", "scratch*")  # what stands for a folder of several stages
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,12 +47,21 @@ def build_parser() -> argparse.ArgumentParser:
 def resolve(path: Path) -> list[Path]:
     """The checkpoint files that a path on the command line stands for."""
     if path.is_dir() and not (path / "model.pt").is_file():
-        for stage in LAST_STAGES:
-            if found := sorted(path.glob(f"{stage}/model.pt")):
-                return found
+        found = [file for stage in LAST_STAGES for file in sorted(path.glob(f"{stage}/model.pt"))]
+        if found or (found := list(path.glob("pruned/model.pt"))):
+            return found
         say(f"{path}: holds no checkpoint (yet); left out")
         return []
     return [checkpoints.find(path)]
+
+
+def thop_macs(model: torch.nn.Module, shape: tuple[int, ...]) -> float:
+    """The count of a popular tool, for comparison: it adds normalisation and pooling."""
+    with warnings.catch_warnings():  # it uses an outdated way to compare versions
+        warnings.simplefilter("ignore")
+        from thop import profile
+
+        return profile(model, (torch.randn(shape),), verbose=False)[0]
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -84,6 +94,7 @@ def main(args: argparse.Namespace) -> dict:
             "name": str(file.parent if file.name == "model.pt" else file),
             "top1": checkpoint["metrics"].get("top1"),
             **cost._asdict(),
+            "thop_macs": thop_macs(checkpoints.model_of(checkpoint), shapes["latency"]),
             "file_bytes": file.stat().st_size,
             "latency_ms": one.median * 1e3,
             "latency_ms_p10": one.p10 * 1e3,

@@ -6,8 +6,12 @@
 #     RATIOS="0.5 0.7" EPOCHS=30 TUNE_EPOCHS=10 bash run.sh --dataset cifar100 --depth 20
 #
 # Finished stages are skipped and interrupted ones go on, so it can be called again at any time.
-cd "$(dirname "$0")"
-source ./setup.sh
+set -euo pipefail
+case " $* " in
+    *" -h "* | *" --help "*) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *" --epochs"* | *" --save"*) echo "run.sh: set EPOCHS and TUNE_EPOCHS; folders are fixed" >&2; exit 2 ;;
+esac
+source "$(dirname "$0")/setup.sh"
 setup requirements.txt
 
 [ $# -gt 0 ] || set -- --dataset synthetic --depth 20
@@ -15,18 +19,19 @@ case " $* " in
     *synthetic*) : "${EPOCHS:=8}" "${TUNE_EPOCHS:=4}" ;;
     *) : "${EPOCHS:=100}" "${TUNE_EPOCHS:=40}" ;;
 esac
+# A flag that only a later stage refuses should not cost a training first.
+PYTHONPATH=$here python -c 'import finetune, main, res50prune
+for script in (main, res50prune, finetune): script.build_parser().parse_args()' "$@"
+
 networks=()
-# Prints the checkpoint of a stage; its own output stays visible above.
 stage() {
     local result
-    result=$(python "$@")
-    networks+=("$(jq_checkpoint <<<"$result")")
+    result=$(python "$here/$1" "${@:2}")
+    networks+=("$(python -c 'import json, sys; print(json.load(sys.stdin)["checkpoint"])' <<<"$result")")
 }
-jq_checkpoint() { python -c 'import json, sys; print(json.load(sys.stdin)["checkpoint"])'; }
-
 stage main.py "$@" --epochs "$EPOCHS"
 for ratio in ${RATIOS:-0.3 0.6 0.9}; do
     stage res50prune.py "$@" --method l1 --ratio "$ratio"
     stage finetune.py "$@" --method l1 --ratio "$ratio" --epochs "$TUNE_EPOCHS"
 done
-python benchmark.py "${networks[@]}"
+python "$here/benchmark.py" "${networks[@]}"

@@ -1,6 +1,5 @@
-# Sourced by run.sh and test.sh: makes .venv, installs what requirements*.txt ask for, activates it.
+# For run.sh and test.sh: makes .venv, installs what requirements*.txt ask for, activates it.
 # An existing .venv is reused until one of the files changes.
-set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 setup() {  # setup REQUIREMENTS_FILE...

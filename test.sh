@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Set up, lint and test: bash test.sh [pytest arguments]
+set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup.sh
 setup requirements.txt requirements-dev.txt
