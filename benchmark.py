@@ -4,9 +4,10 @@
     python benchmark.py dense.pt slim.pt --batch-size 256 --device cuda
     python benchmark.py runs/synthetic/resnet20/seed*/* | jq -r '.rows[] | [.name, .top1] | @tsv'
 
-Takes checkpoints and run folders; of a folder like l1-0.6 it takes the fine-tuned networks
-and those from scratch, or else the pruned one. The first is what the others are compared with. All are timed in turn, in one
-process, on random images. Prints a table, and the same figures as one JSON line.
+Takes checkpoints and run folders; of a folder like l1-0.6 it takes the fine-tuned networks and
+those from scratch, or else the pruned one. The first is what the others are compared with. All
+are timed in turn, in one process, on random images. Prints a table, and the same figures as one
+JSON line.
 """
 
 import argparse
