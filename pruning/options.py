@@ -119,12 +119,8 @@ def add_pruning_flags(p: argparse.ArgumentParser) -> None:
         choices=SCHEDULES,
         help="soft: how the ratio rises over the epochs (default: asymptotic)",
     )
-    g.add_argument(
-        *("--gradual",),
-        action="store_true",
-        default=None,
-        help="weight: prune during fine-tuning, on a cubic schedule",
-    )
+    gradual = "weight: prune during fine-tuning, on a cubic schedule"
+    g.add_argument("--gradual", action="store_true", default=None, help=gradual)
 
 
 def fill_defaults(args: argparse.Namespace) -> None:

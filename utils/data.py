@@ -288,8 +288,7 @@ def sample(
 
 def epoch_batches(
     data: Data,
-    images: Tensor,
-    labels: Tensor,
+    split: Split,
     batch_size: int,
     epoch_seed: int,
     augment: str = "crop-flip",
@@ -297,11 +296,12 @@ def epoch_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled, augmented, normalised batches; a partial last batch is left out.
 
-    `images` are the training images, on the device and padded with `pad_for_crops` if `augment`
+    `split` holds the training images, on the device, and padded with `pad_for_crops` if `augment`
     crops. All random choices are drawn at once from `epoch_seed`, so the batches depend neither
     on earlier epochs nor on how many processes share them; `part` is the share of each batch
     that this process takes.
     """
+    images, labels = split
     generator = torch.Generator().manual_seed(epoch_seed)
     count, size = len(labels), data.image_size
     order = torch.randperm(count, generator=generator)

@@ -106,85 +106,94 @@ def fit(
     if the loss is finite. Raises Diverged, with the last good state in the run folder.
     """
     place(model, machine)
-    batch_size = _fitting_batch(recipe.batch_size, len(data.train.labels))
-    steps = len(data.train.labels) // batch_size
+    images = Split(*(part.to(machine.device) for part in data.train))
+    images = images._replace(images=pad_for_crops(images.images, recipe.augment))
+    test = Split(*(part.to(machine.device) for part in data.test))
+    batch_size = _fitting_batch(recipe.batch_size, len(images.labels))
+    steps = len(images.labels) // batch_size
     optimizer, schedule = _optimizer(model, recipe, steps)
-    rows: list[dict[str, Any]] = []
-    if run.state is not None:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        schedule.load_state_dict(run.state["schedule"])
-        if hooks.state is not None:
-            hooks.state.clear()
-            hooks.state.update(run.state["hooks"])
-        rows = run.state["rows"]
-        say(f"going on after epoch {len(rows)} of {recipe.epochs}")
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    rows = _restore(run, parts, hooks)
     trained = torch.compile(model) if compile else model
     if world_size() > 1:
         trained = DistributedDataParallel(trained)
-    images = pad_for_crops(data.train.images.to(machine.device), recipe.augment)
-    labels = data.train.labels.to(machine.device)
-    test = Split(*(part.to(machine.device) for part in data.test))
-    share = slice(rank(), None, world_size())
 
     def measure(network: nn.Module) -> tuple[float, float]:
         return evaluate(place(network, machine), data, machine, test)
 
+    learn = _learner(trained, recipe, machine, teacher)
+
     def update(x: Tensor, y: Tensor) -> Tensor:
-        with machine.autocast():
-            logits = trained(x).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        if teacher is not None:
-            loss = _with_teacher(loss, logits, teacher, x, recipe, machine)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        tally = learn(x, y)
         optimizer.step()
         if hooks.after_step:
             hooks.after_step(optimizer, schedule.last_epoch, recipe.epochs * steps)
         schedule.step()
-        return _tally(loss, logits, y)
+        return tally
 
     for epoch in range(len(rows), recipe.epochs):
         start, lr, name = time.perf_counter(), schedule.get_last_lr()[0], f"epoch {epoch + 1}"
-        epoch_seed = seed * 1_000_003 + epoch
-        batches = epoch_batches(data, images, labels, batch_size, epoch_seed, recipe.augment, share)
         model.train()
+        batches = epoch_batches(
+            data,
+            images,
+            batch_size,
+            epoch_seed=seed * 1_000_003 + epoch,
+            augment=recipe.augment,
+            part=slice(rank(), None, world_size()),
+        )
         bar = tqdm(batches, name, steps, leave=False, disable=_hide_bar())
         loss, top1 = _train_epoch(update, bar, f"in {name} (learning rate {lr:.3g})")
-        seconds = time.perf_counter() - start
-        for buffer in model.buffers() if world_size() > 1 else ():
-            dist.broadcast(buffer, 0)  # BatchNorm's statistics differ; those of rank 0 are saved
-        extra = hooks.after_epoch(epoch, recipe.epochs, rows, measure) if hooks.after_epoch else {}
-        test_top1, test_loss = measure(hooks.finish() if hooks.finish else model)
-        if not math.isfinite(test_loss):
-            raise Diverged(
-                f"the test loss is NaN or infinite after {name}; try a lower --lr, with --force"
-            )
-        row = {
-            "epoch": epoch + 1,
-            "lr": lr,
-            "train_loss": loss,
-            "train_top1": top1,
-            "loss": test_loss,
-            "top1": test_top1,
-            "images_per_second": steps * batch_size / seconds,
-            "seconds": time.perf_counter() - start,
-            **extra,
-        }
+        row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_top1": top1}
+        row["images_per_second"] = steps * batch_size / (time.perf_counter() - start)
+        row |= _after_epoch(model, hooks, measure, rows, epoch, recipe.epochs)
+        row["seconds"] = time.perf_counter() - start
         rows.append(row)
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "hooks": hooks.state,
-        }
-        run.save_state(state, rows)
-        say(
-            f"epoch {epoch + 1:3d}/{recipe.epochs}  lr {lr:.4f}  train loss {loss:.3f} "
-            f"top1 {top1:5.2f}  test loss {test_loss:.3f} top1 {test_top1:5.2f}  "
-            f"{row['images_per_second']:.0f} img/s"
-        )
+        states = {name: part.state_dict() for name, part in parts.items()}
+        run.save_state({**states, "hooks": hooks.state}, rows)
+        say(_line(row, recipe.epochs))
     return rows
+
+
+def _restore(run: Run, parts: dict[str, Any], hooks: Hooks) -> list[dict[str, Any]]:
+    """Load what an interrupted run saved, if there is any; returns its log."""
+    if run.state is None:
+        return []
+    for name, part in parts.items():
+        part.load_state_dict(run.state[name])
+    if hooks.state is not None:
+        hooks.state.clear()
+        hooks.state.update(run.state["hooks"])
+    say(f"going on after epoch {len(run.state['rows'])}")
+    return run.state["rows"]
+
+
+def _after_epoch(
+    model: nn.Module,
+    hooks: Hooks,
+    measure: Callable[[nn.Module], tuple[float, float]],
+    rows: list[dict[str, Any]],
+    epoch: int,
+    epochs: int,
+) -> dict[str, Any]:
+    """Let the method act, then evaluate the network that counts; what joins the log row."""
+    for buffer in model.buffers() if world_size() > 1 else ():
+        dist.broadcast(buffer, 0)  # BatchNorm's statistics differ; those of rank 0 are saved
+    extra = hooks.after_epoch(epoch, epochs, rows, measure) if hooks.after_epoch else {}
+    top1, loss = measure(hooks.finish() if hooks.finish else model)
+    if not math.isfinite(loss):
+        message = f"the test loss is NaN or infinite after epoch {epoch + 1}"
+        raise Diverged(f"{message}; try a lower --lr, with --force")
+    return {"loss": loss, "top1": top1, **extra}
+
+
+def _line(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.4f}  train loss {row['train_loss']:.3f} "
+        f"top1 {row['train_top1']:5.2f}  test loss {row['loss']:.3f} top1 {row['top1']:5.2f}  "
+        f"{row['images_per_second']:.0f} img/s"
+    )
 
 
 def _optimizer(
@@ -203,6 +212,23 @@ def _optimizer(
         optimizer, lambda step: curve(start + (1 - start) * step / total)
     )
     return optimizer, schedule
+
+
+def _learner(
+    model: nn.Module, recipe: Recipe, machine: Machine, teacher: nn.Module | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that leaves the gradients of one batch in the parameters, and tallies it."""
+
+    def learn(x: Tensor, y: Tensor) -> Tensor:
+        with machine.autocast():
+            logits = model(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        if teacher is not None:
+            loss = _with_teacher(loss, logits, teacher, x, recipe, machine)
+        loss.backward()
+        return _tally(loss, logits, y)
+
+    return learn
 
 
 def _with_teacher(
@@ -237,13 +263,8 @@ def reestimate_batchnorm(
         norm.momentum = None  # a plain average over all batches
     place(model, machine).train()
     count = min(images, len(data.train.labels))
-    batches = epoch_batches(
-        data,
-        pad_for_crops(data.train.images, "crop-flip"),
-        data.train.labels,
-        min(128, count),
-        seed,
-    )
+    padded = data.train._replace(images=pad_for_crops(data.train.images, "crop-flip"))
+    batches = epoch_batches(data, padded, min(128, count), seed)
     for x, _ in itertools.islice(batches, max(1, count // 128)):
         with machine.autocast():
             model(x.to(machine.device))

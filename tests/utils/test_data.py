@@ -206,8 +206,8 @@ def test_normalise_by_hand():
 
 
 def epoch(data, seed, augment="crop-flip", batch=16, part=slice(None)):
-    images = D.pad_for_crops(data.train.images, augment)
-    return list(D.epoch_batches(data, images, data.train.labels, batch, seed, augment, part))
+    split = data.train._replace(images=D.pad_for_crops(data.train.images, augment))
+    return list(D.epoch_batches(data, split, batch, seed, augment, part))
 
 
 def test_an_epoch_shows_every_image_once(tree):
