@@ -35,6 +35,10 @@ class Split(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> Split:
+        """The same images and labels on `device`."""
+        return Split(self.images.to(device), self.labels.to(device))
+
 
 class Data(NamedTuple):
     """A dataset, and the statistics that normalise it (of the training images, in [0, 1])."""

@@ -106,9 +106,8 @@ def fit(
     if the loss is finite. Raises Diverged, with the last good state in the run folder.
     """
     place(model, machine)
-    images = Split(*(part.to(machine.device) for part in data.train))
+    images, test = (split.to(machine.device) for split in (data.train, data.test))
     images = images._replace(images=pad_for_crops(images.images, recipe.augment))
-    test = Split(*(part.to(machine.device) for part in data.test))
     batch_size = _fitting_batch(recipe.batch_size, len(images.labels))
     steps = len(images.labels) // batch_size
     optimizer, schedule = _optimizer(model, recipe, steps)
@@ -135,14 +134,8 @@ def fit(
     for epoch in range(len(rows), recipe.epochs):
         start, lr, name = time.perf_counter(), schedule.get_last_lr()[0], f"epoch {epoch + 1}"
         model.train()
-        batches = epoch_batches(
-            data,
-            images,
-            batch_size,
-            epoch_seed=seed * 1_000_003 + epoch,
-            augment=recipe.augment,
-            part=slice(rank(), None, world_size()),
-        )
+        drawn = (seed * 1_000_003 + epoch, recipe.augment, slice(rank(), None, world_size()))
+        batches = epoch_batches(data, images, batch_size, *drawn)
         bar = tqdm(batches, name, steps, leave=False, disable=_hide_bar())
         loss, top1 = _train_epoch(update, bar, f"in {name} (learning rate {lr:.3g})")
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_top1": top1}
