@@ -23,7 +23,7 @@ from utils.log import say, table
 from utils.machine import describe, prepare
 from utils.timing import Timing, forward, interleaved, peak_memory
 
-LAST_STAGES = ("finetuned*", "scratch*")  # what stands for a folder of several stages
+LAST_STAGES = ("finetuned*", "scratch", "like*")  # what stands for a folder of several stages
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,14 +86,15 @@ def main(args: argparse.Namespace) -> dict:
 
     rows = []
     for index, (file, checkpoint) in enumerate(zip(files, loaded, strict=True)):
-        cost = cost_of(checkpoint["spec"], size)
+        cost, metrics = cost_of(checkpoint["spec"], size), checkpoint["metrics"]
         one, many = timings["latency"][index], timings["batch"][index]
         memory = None
         if not args.no_memory:
             memory = peak_memory(file, shapes["batch"], machine, args.precision)
         row = {
             "name": str(file.parent if file.name == "model.pt" else file),
-            "top1": checkpoint["metrics"].get("top1"),
+            # What is reported of an unfinished pruning is not of the network that is timed here.
+            "top1": None if "plan" in (checkpoint["pruning"] or {}) else metrics.get("top1"),
             **cost._asdict(),
             "thop_macs": thop_macs(checkpoints.model_of(checkpoint), shapes["latency"]),
             "file_bytes": file.stat().st_size,

@@ -16,12 +16,13 @@ them; all take 40 epochs unless --epochs says otherwise, so that they compare):
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from pruning import options
-from pruning.methods import METHODS, hooks
+from pruning.methods import finish, hooks
 from utils import checkpoint as checkpoints
 from utils import cli, stages
 from utils.checkpoint import Checkpoint
@@ -30,8 +31,16 @@ from utils.files import sha256
 from utils.log import say
 from utils.machine import Machine, place, prepare
 from utils.runs import Run
-from utils.train import BASELINE, LI2017, Hooks, Recipe, evaluate, fit, outcome
-from utils.train import reestimate_batchnorm as reestimate
+from utils.train import (
+    BASELINE,
+    LI2017,
+    Hooks,
+    Recipe,
+    evaluate,
+    fit,
+    outcome,
+    reestimate_batchnorm,
+)
 
 
 def default_recipe(parent: Checkpoint) -> Recipe:
@@ -45,12 +54,10 @@ def li2017(parent: Checkpoint) -> Recipe:
 
 def lr_rewind(parent: Checkpoint) -> Recipe:
     """The schedule of the dense network again (Renda et al. 2020, arXiv 2003.02389, section 3)."""
-    trained = [e["arguments"] for e in parent["history"] if "lr_schedule" in e["arguments"]]
-    if not trained:
+    told = stages.trained_with(parent)
+    if not told:
         raise ValueError("--recipe lr-rewind: the checkpoint does not tell how it was trained")
-    recipe = Recipe(
-        **{field: trained[0][field] for field in BASELINE._fields if field in trained[0]}
-    )
+    recipe = Recipe(**{field: told[field] for field in BASELINE._fields if field in told})
     return recipe._replace(epochs=min(40, recipe.epochs))
 
 
@@ -88,6 +95,8 @@ def main(args: argparse.Namespace) -> dict:
     if args.teacher:
         args.teacher_hash = sha256(checkpoints.find(args.teacher))
         name += "-taught"
+    if args.reestimate_bn:
+        name += "-bn"
     if parent["pruning"]:
         name = f"{parent['pruning']['name']}/{name}"
     folder = stages.output_folder(args, name, file)
@@ -97,17 +106,9 @@ def main(args: argparse.Namespace) -> dict:
 
 def resolve_recipe(args: argparse.Namespace, parent: Checkpoint) -> None:
     """Fill the training flags that were not given from the recipe."""
-    recipe = RECIPES[args.recipe](parent)
-    for field, value in recipe._asdict().items():
-        if getattr(args, field, None) is None:
-            setattr(args, field, value)
+    cli.fill_recipe(args, RECIPES[args.recipe](parent))
     if args.recipe == "lr-rewind":
-        whole = recipe_length(parent)
-        args.lr_start = max(0.0, 1 - args.epochs / whole)
-
-
-def recipe_length(parent: Checkpoint) -> int:
-    return next(e["arguments"]["epochs"] for e in parent["history"] if "epochs" in e["arguments"])
+        args.lr_start = max(0.0, 1 - args.epochs / stages.trained_with(parent)["epochs"])
 
 
 def recover(
@@ -116,22 +117,20 @@ def recover(
     data = stages.load_data(args, parent)
     model = checkpoints.model_of(parent, file)
     pruning = parent["pruning"]
-    measured = {}
-    if args.reestimate_bn and run.state is None:
-        measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
-        reestimate(model, data, machine, args.seed)
-        measured["top1_reestimated"], _ = evaluate(model, data, machine)
-        before, after = measured.values()
-        say(f"top-1 {before:.2f} %, with BatchNorm re-estimated {after:.2f} %")
-    taking_part = Hooks(**hooks(model, pruning))
     recipe, teacher = cli.recipe_of(args), load_teacher(args, machine, data)
-    how = {"compile": args.compile, "hooks": taking_part, "teacher": teacher}
+    measured = {}
+    if args.reestimate_bn:
+        reestimate_batchnorm(model, data, machine, recipe.augment, args.seed)
+        measured["top1_reestimated"], _ = evaluate(model, data, machine)
+        say(f"top-1 with BatchNorm re-estimated: {measured['top1_reestimated']:.2f} %")
+    settle = partial(reestimate_batchnorm, data=data, machine=machine, augment=recipe.augment)
+    found = hooks(model, pruning, partial(settle, seed=args.seed))
+    how = {"compile": args.compile, "hooks": Hooks(**found), "teacher": teacher}
     rows = fit(model, data, recipe, run, machine, args.seed, **how)
     measured = {**outcome(rows), **measured}
-    if pruning and (finish := METHODS[pruning["method"]].finish):
-        model, changes = finish(model, pruning)
-        pruning = {**pruning, **changes}
-        measured |= {k: v for k, v in changes.items() if k == "channels_removed"}
+    if pruning:
+        model, pruning = finish(model, pruning, partial(settle, seed=args.seed))
+        measured |= {k: v for k, v in pruning.items() if k == "channels_removed"}
     return stages.hand_over(run, args, machine, "finetuned", model, data, measured, parent, pruning)
 
 

@@ -13,19 +13,20 @@ architecture of a pruned network from scratch: the control that pruning has to b
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from models import Cost, Spec, build, cost_of, new_spec
+from models import build, cost_of, new_spec
 from pruning import options
-from pruning.methods import METHODS, Task, hooks
+from pruning.criteria import Evidence
+from pruning.methods import METHODS, Task, finish, hooks
 from utils import cli, stages
 from utils.checkpoint import Checkpoint
 from utils.machine import Machine, prepare
 from utils.runs import Run
-from utils.train import BASELINE, Hooks, fit, outcome
+from utils.train import BASELINE, Hooks, Recipe, fit, outcome, reestimate_batchnorm
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget",
         choices=("epochs", "flops"),
         default="epochs",
-        help="with --like: as many --epochs as the dense network, or as many FLOPs as they take it",
+        help="with --like: the epochs of the dense network, or the FLOPs that they took it",
     )
     options.add_pruning_flags(p)
     cli.add_training_flags(p, BASELINE)
@@ -46,34 +47,42 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     machine = prepare(args.device, args.precision, args.threads)
-    original, source = None, None
+    recipe, name, source, original = BASELINE, "baseline", None, None
     if args.like:
         source, original = stages.read_input(args, args.like, "")
-        name = imitate(args, original)
+        recipe = recipe_like(args, source, original)
+        name = f"{original['pruning']['name']}/like"
+        name += "-flops" if args.budget == "flops" else ""
+    elif args.budget == "flops":
+        raise ValueError("--budget goes with --like")
     elif options.any_given(args):
-        name = f"{options.tag(args)}/scratch"
+        name = options.tag(args)
         options.fill_defaults(args)
         if not METHODS[args.method].from_scratch:
             raise ValueError(f"--method {args.method} prunes a trained network: see res50prune.py")
-    else:
-        name = "baseline"
+        args.name, name = name, f"{name}/scratch"
+    cli.fill_recipe(args, recipe)
     stages.fill_defaults(args)
     folder = stages.output_folder(args, name, source)
     with Run(folder, cli.outcome_flags(args), args.force) as run:
         return run.result or train(args, run, machine, original)
 
 
-def imitate(args: argparse.Namespace, original: Checkpoint) -> str:
-    """Settle the epochs of a control, and name its folder."""
+def recipe_like(args: argparse.Namespace, source: Path, original: Checkpoint) -> Recipe:
+    """How the dense network was trained, for as many epochs or as many operations."""
+    stages.require_finished(original, source)
     if options.any_given(args):
         raise ValueError("--like takes its pruning from the checkpoint: leave the other flags out")
-    pruning = original["pruning"]
-    if not pruning:
-        raise ValueError(f"--like {args.like}: that network is not pruned")
+    if not original["pruning"]:
+        raise ValueError(f"--like {source}: that network is not pruned")
+    told = stages.trained_with(original) or {}
+    recipe = BASELINE._replace(**{f: told[f] for f in BASELINE._fields if f in told})
+    epochs = args.epochs or recipe.epochs
     if args.budget == "flops":
-        cost = cost_of(original["spec"], original["data"]["image_size"])
-        args.epochs = round(args.epochs * pruning["dense"]["macs"] / cost.macs)
-    return f"{pruning['name']}/scratch" + ("-flops" if args.budget == "flops" else "")
+        dense = cost_of(original["pruning"]["dense"], original["data"]["image_size"])
+        epochs = round(epochs * dense.macs / original["metrics"]["effective_macs"])
+        args.epochs = None
+    return recipe._replace(epochs=epochs)
 
 
 def train(
@@ -84,36 +93,22 @@ def train(
     spec = original["spec"] if original else new_spec(args.depth, len(data.classes), **shape)
     torch.manual_seed(args.seed)
     model = build(spec)
-    pruning = record_of(args, spec, model, data.image_size, original)
-    method = METHODS[pruning["method"]] if pruning else None
-    taking_part = Hooks(**hooks(model, pruning))
-    recipe = cli.recipe_of(args)
-    how = {"compile": args.compile, "hooks": taking_part}
-    rows = fit(model, data, recipe, run, machine, args.seed, **how)
-    if method and method.finish:
-        model, changes = method.finish(model, pruning)
-        pruning = {**pruning, **changes}
-    stage = "scratch" if pruning else "baseline"
+    stage, pruning = "baseline", None
+    if original:  # its masks are part of its architecture
+        stage = "like"
+        pruning = {k: v for k, v in original["pruning"].items() if k != "kept"}
+    elif args.method:
+        stage = "scratch"
+        task = Task(args, cost_of(spec, data.image_size), data.image_size, Evidence(args.seed))
+        pruned = METHODS[args.method].prune(model, task)
+        pruning = options.record(args, args.name, pruned, spec, 0.0)
+    settle = partial(reestimate_batchnorm, data=data, machine=machine, seed=args.seed)
+    settle = partial(settle, augment=args.augment)
+    how = {"compile": args.compile, "hooks": Hooks(**hooks(model, pruning, settle))}
+    rows = fit(model, data, cli.recipe_of(args), run, machine, args.seed, **how)
+    if pruning:
+        model, pruning = finish(model, pruning, settle)
     return stages.hand_over(run, args, machine, stage, model, data, outcome(rows), pruning=pruning)
-
-
-def record_of(
-    args: argparse.Namespace,
-    spec: Spec,
-    model: torch.nn.Module,
-    image_size: int,
-    original: Checkpoint | None,
-) -> dict[str, Any] | None:
-    """What a checkpoint says about pruning, for a network that is not trained yet."""
-    if original:
-        return {
-            k: v for k, v in original["pruning"].items() if k not in ("kept", "soft", "gradual")
-        }
-    if not args.method:
-        return None
-    dense: Cost = cost_of(spec, image_size)
-    pruned = METHODS[args.method].prune(model, Task(args, dense, image_size))
-    return options.record(args, options.tag(args), pruned, dense, 0.0)
 
 
 if __name__ == "__main__":

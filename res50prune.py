@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models import Cost, channel_groups, cost_of
+from models import build, channel_groups, cost_of
 from pruning import options, sensitivity
 from pruning.allocation import select
 from pruning.criteria import Evidence, score
@@ -83,8 +83,11 @@ def main(args: argparse.Namespace) -> dict:
     file, parent = stages.read_input(args, args.model, "baseline")
     name = options.tag(args)
     options.fill_defaults(args)
-    if args.target_latency and args.round_to == 1:
-        groups = channel_groups(parent["spec"])
+    stages.require_finished(parent, file)
+    if args.sensitivity and args.method == "weight":
+        raise ValueError("--sensitivity is measured on channels, not for --method weight")
+    if args.target_latency and args.round_to is None:
+        groups, _ = select(channel_groups(parent["spec"]), args.skip, args.scope)
         args.round_to = options.hardware_multiple(machine.device.type, groups)
     if parent["pruning"]:
         name = f"{parent['pruning']['name']}+{name}"
@@ -107,7 +110,7 @@ def prune(
     data = stages.load_data(args, parent)
     model = checkpoints.model_of(parent, file)
     before = cost_of(parent["spec"], data.image_size)
-    task = task_for(args, machine, file, parent, data, model)
+    task = task_for(args, machine, file, parent, data)
 
     pruning_start = time.perf_counter()
     pruned = METHODS[args.method].prune(model, task)
@@ -129,13 +132,16 @@ def prune(
         measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
         measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
+    if task.latency:
+        measured["latency_share"] = task.latency(pruned.network)
     measured |= {
         "max_logit_difference": difference,
         "pruning_seconds": pruning_seconds,
         "seconds": time.perf_counter() - start,
     }
     share_cut = 1 - after["effective_macs"] / before.macs
-    record = options.record(args, name, pruned, task.dense, share_cut)
+    dense = parent["pruning"]["dense"] if parent["pruning"] else parent["spec"]
+    record = options.record(args, name, pruned, dense, share_cut)
     return stages.hand_over(
         run, args, machine, "pruned", pruned.model, data, measured, parent, record, pruned.network
     )
@@ -147,19 +153,22 @@ def task_for(
     file: Path,
     parent: Checkpoint,
     data: Data,
-    model: nn.Module,
 ) -> Task:
     """What the method may look at: training images, the clock, measured sensitivities."""
     earlier = parent["pruning"]
-    dense = Cost(**earlier["dense"]) if earlier else cost_of(parent["spec"], data.image_size)
+    dense = earlier["dense"] if earlier else parent["spec"]
     curves = None
     if args.allocation == "sensitivity":
         curves = sensitivities(args, machine, file, parent, data)["drops"]
     clock = None
     if args.target_latency:
-        clock = partial(relative_latency, model, data.image_size, args.batch_size, machine)
+        # The values of the weights do not matter to the clock.
+        size = (args.batch_size, 3, data.image_size, data.image_size)
+        clock = partial(relative_latency, build(dense), size, machine)
     evidence = Evidence(args.seed, lambda: sample(data, EVIDENCE_IMAGES, args.seed))
-    return Task(args, dense, data.image_size, evidence, earlier, clock, curves)
+    return Task(
+        args, cost_of(dense, data.image_size), data.image_size, evidence, earlier, clock, curves
+    )
 
 
 def measure_sensitivity(
@@ -174,11 +183,13 @@ def sensitivities(
     args: argparse.Namespace, machine: Machine, file: Path, parent: Checkpoint, data: Data
 ) -> dict:
     """Group -> ratio -> accuracy drop on training images; measured once, then read again."""
-    cache = file.with_name(f"sensitivity-{args.criterion}-{args.scope}.json")
+    name = f"{args.criterion}-{args.scope}-{args.parent[:8]}.json"
+    cache = stages.default_folder(args) / "sensitivity" / name
     wanted = {"parent": args.parent, "images": SENSITIVITY_IMAGES, "criterion": args.criterion}
+    wanted |= {"scope": args.scope, "seed": args.seed, "mean": data.mean, "std": data.std}
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(cache.read_text())
-        if wanted.items() <= found.items():
+        if wanted.items() <= found.items() and not (args.force and args.sensitivity):
             say(f"sensitivities read from {cache}")
             return found
     model = checkpoints.model_of(parent, file)

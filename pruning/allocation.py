@@ -84,10 +84,9 @@ def allocate(
     """Kept indices of each group when the fraction `ratio` of the channels is removed.
 
     "layer" removes it from every group (a sequence: one ratio per stage); "global" removes it
-    from all groups together, lowest scores first, each group's scores divided by their mean so
-    that groups of different fan-in compare; "sensitivity" removes from each group as much as
-    costs the same accuracy by itself (group -> ratio -> drop, measured). Ties go to the lower
-    index. Raises ValueError if the ratios do not fit.
+    from all groups together, lowest scores first (see `comparable`); "sensitivity" removes from
+    each group as much as costs the same accuracy by itself (group -> ratio -> drop, measured).
+    Ties go to the lower index. Raises ValueError if the ratios do not fit.
     """
     if allocation != "layer" and isinstance(ratio, Sequence):
         raise ValueError("one ratio per stage needs --allocation layer")
@@ -120,13 +119,12 @@ def _global_counts(
     groups: list[Group], scores: dict[str, Tensor], ratio: float, limits: Limits
 ) -> dict[str, int]:
     total = sum(g.size for g in groups)
-    normalised = []
+    guarded = []
     for group in groups:
-        own = scores[group.name] / scores[group.name].mean().clamp_min(1e-12)
-        own = own.clone()
+        own = scores[group.name].clone()
         own[best(own, limits.floor(group.size))] = float("inf")  # the floor survives any cut
-        normalised.append(own)
-    order = torch.sort(torch.cat(normalised), stable=True).indices
+        guarded.append(own)
+    order = torch.sort(torch.cat(guarded), stable=True).indices
     removable = sum(g.size - limits.floor(g.size) for g in groups)
     removed = order[: min(total - keep_count(total, ratio), removable)]
     owners = torch.cat([torch.full((g.size,), i) for i, g in enumerate(groups)])
@@ -169,16 +167,20 @@ def _rising(drops: dict[str, float]) -> tuple[list[float], list[float]]:
 
 
 def solve(
-    cost_at: Callable[[float], float], target: float, name: str, precision: float = 1e-6
+    cost_at: Callable[[float], float],
+    target: float,
+    name: str,
+    precision: float = 1e-6,
+    slack: float = 0.0,
 ) -> float:
     """The ratio at which `cost_at(ratio)`, a fraction that falls with the ratio, meets `target`.
 
-    Bisection down to the granularity of the widths; of the two sides the nearer one. Raises
-    ValueError with the reachable range if the target lies outside it.
+    Bisection down to `precision`; of the two sides the nearer one. Raises ValueError with the
+    reachable range if the target lies outside it (by more than `slack`, if costs are measured).
     """
     low, high = 0.0, 1.0
     most, least = cost_at(low), cost_at(high)
-    if not least <= target <= most:
+    if not least - slack <= target <= most + slack:
         raise ValueError(
             f"--target-{name} {target:g} cannot be reached: {least:.4f} to {most:.4f} can"
         )

@@ -70,7 +70,8 @@ def bn(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
 
     def scales(group: Group) -> Tensor:
         modules = [(model.get_submodule(s.layer), list(s.channels)) for s in group.norms]
-        return sum(module.weight[channels].abs() for module, channels in modules)
+        scales = [module.weight[channels].abs() for module, channels in modules]
+        return torch.stack(scales).mean(0)
 
     bare = [g for g in groups if not g.norms]
     return {g.name: scales(g) for g in groups if g.norms} | by_filter(l1)(model, bare, evidence)
@@ -82,7 +83,8 @@ def taylor(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
     Averaged over batches of training images; the network is in evaluation mode, so that its
     BatchNorm statistics stay as they are.
     """
-    assert evidence.batches is not None
+    if evidence.batches is None:
+        raise ValueError("--criterion taylor needs a trained network: see res50prune.py")
     model = model.eval().requires_grad_()
     scores, count = {g.name: torch.zeros(g.size) for g in groups}, 0
     for x, y in evidence.batches():
@@ -113,6 +115,17 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": taylor,
     "random": random,
 }
+
+
+# Those that compare across groups as they are; sums over filters grow with the fan-in instead.
+COMPARABLE = ("bn", "taylor", "random")
+
+
+def comparable(scores: Scores, criterion: str) -> Scores:
+    """Scores that compare across groups: where they do not by themselves, divided by their mean."""
+    if criterion in COMPARABLE:
+        return scores
+    return {name: own / own.mean().clamp_min(1e-30) for name, own in scores.items()}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from models import Cost, Group
+from models import Group, Spec
 
 from .allocation import ALLOCATIONS
 from .criteria import CRITERIA
@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "allocation": "layer",
     "skip": [],
     "min_keep": None,
-    "round_to": 1,
+    "round_to": None,
     "schedule": "asymptotic",
     "gradual": False,
     **dict.fromkeys(AMOUNTS),
@@ -49,7 +49,10 @@ _target = _number(lambda x: 0 < x <= 1, "above 0 and at most 1")
 _least = _number(
     lambda x: 0 < x < 1 or (x >= 1 and x.is_integer()), "a count, or a fraction above 0 and below 1"
 )
-_count = _number(lambda x: x >= 1 and x.is_integer(), "a whole number of at least 1")
+
+
+def _count(text: str) -> int:
+    return int(_number(lambda x: x >= 1 and x.is_integer(), "a whole number of at least 1")(text))
 
 
 def _ratio(text: str) -> float | list[float]:
@@ -112,7 +115,10 @@ def add_pruning_flags(p: argparse.ArgumentParser) -> None:
         "(default: 1; 0.1 unless --allocation is layer)",
     )
     g.add_argument(
-        "--round-to", type=_count, metavar="N", help="widths become multiples of N (default: 1)"
+        "--round-to",
+        type=_count,
+        metavar="N",
+        help="widths become multiples of N (default: 1, or what suits the device for its latency)",
     )
     g.add_argument(
         "--schedule",
@@ -137,15 +143,16 @@ def fill_defaults(args: argparse.Namespace) -> None:
             setattr(args, name, default)
     if any(getattr(args, name) for name in AMOUNTS):
         args.ratio = None
-    if args.min_keep is None:
+    for name, known in (("criterion", method.criteria), ("allocation", method.allocations)):
+        if getattr(args, name) not in known:
+            raise ValueError(
+                f"--{name} {getattr(args, name)} does not fit --method {args.method}, "
+                f"which knows {', '.join(known)}"
+            )
+    if args.pattern and (args.gradual or args.criterion != method.defaults["criterion"]):
+        raise ValueError("--pattern takes the largest weights at once, by magnitude")
+    if args.min_keep is None and "min_keep" in method.flags:
         args.min_keep = LEAST[args.allocation]
-    args.round_to = int(args.round_to)
-    known = WEIGHT_CRITERIA if args.method == "weight" else CRITERIA
-    if args.criterion not in known:
-        raise ValueError(
-            f"--criterion {args.criterion} does not fit --method {args.method}, "
-            f"which knows {', '.join(known)}"
-        )
 
 
 def any_given(args: argparse.Namespace) -> bool:
@@ -154,18 +161,19 @@ def any_given(args: argparse.Namespace) -> bool:
 
 
 def record(
-    args: argparse.Namespace, name: str, pruned: Pruned, dense: Cost, share_cut: float
+    args: argparse.Namespace, name: str, pruned: Pruned, dense: Spec, share_cut: float
 ) -> dict[str, Any]:
     """What a checkpoint says about its pruning, as plain data.
 
-    `share_cut` is the fraction of the MACs that this pruning removed.
+    `dense` is the network before any pruning, `share_cut` the fraction of the MACs that this
+    pruning removed.
     """
     return {
         "method": args.method,
         "name": name,
         "ratio": pruned.ratio,
         "options": {flag: getattr(args, flag) for flag in DEFAULTS},
-        "dense": dense._asdict(),
+        "dense": dense,
         "share_cut": share_cut,
         **pruned.state,
     }
@@ -174,9 +182,10 @@ def record(
 def hardware_multiple(device: str, groups: list[Group]) -> int:
     """What widths should be multiples of to be fast, no more than a quarter of a small group.
 
-    16 channels fill half a row of an AMX tile, 8 the 16 bytes that a GPU reads at once.
+    16 channels fill half a row of an AMX tile, 8 the 16 bytes that a GPU reads at once. The
+    middles of squeeze-and-excitation do not count: they work on single pixels.
     """
-    smallest = min(group.size for group in groups)
+    smallest = min(group.size for group in groups if group.norms)
     return max(1, min(8 if device == "cuda" else 16, smallest // 4))
 
 
@@ -211,8 +220,8 @@ def tag(args: argparse.Namespace) -> str:
         parts.append("gradual")
     if filled.skip:
         parts.append("skip" + "+".join(filled.skip))
-    if filled.min_keep != LEAST[filled.allocation]:
+    if filled.min_keep not in (None, LEAST[filled.allocation]):
         parts.append(f"min{filled.min_keep:g}")
-    if filled.round_to != usual["round_to"]:
+    if filled.round_to:
         parts.append(f"by{filled.round_to}")
     return "-".join(parts)

@@ -114,18 +114,21 @@ def add_machine_flags(p: argparse.ArgumentParser) -> None:
 
 
 def add_training_flags(p: argparse.ArgumentParser, defaults: Recipe | None) -> None:
-    """How to train; without `defaults` a flag that is not given is None, for the stage to fill."""
+    """How to train. A flag that is not given is None, for the stage to fill from a recipe."""
     g = p.add_argument_group("training")
-    g.add_argument("--epochs", type=number(int, 1), metavar="N", help="passes over the images")
-    g.add_argument("--batch-size", type=number(int, 2), metavar="N", help="of all processes")
-    g.add_argument("--lr", type=number(float, 0, open_low=True), metavar="X", help="at its peak")
-    g.add_argument("--lr-schedule", choices=LR_SCHEDULES, help="of the learning rate")
-    g.add_argument("--momentum", type=number(float, 0, 1), metavar="X", help="Nesterov's")
-    g.add_argument("--weight-decay", type=number(float, 0), metavar="X", help="on all parameters")
-    g.add_argument("--label-smoothing", type=number(float, 0, 1), metavar="X", help="0 for none")
-    g.add_argument("--augment", choices=AUGMENTATIONS, help="of the training images")
-    if defaults:
-        p.set_defaults(**defaults._asdict())
+    add = g.add_argument
+    actions = [
+        add("--epochs", type=number(int, 1), metavar="N", help="passes over the images"),
+        add("--batch-size", type=number(int, 2), metavar="N", help="of all processes"),
+        add("--lr", type=number(float, 0, open_low=True), metavar="X", help="at its peak"),
+        add("--lr-schedule", choices=LR_SCHEDULES, help="of the learning rate"),
+        add("--momentum", type=number(float, 0, 1), metavar="X", help="Nesterov's"),
+        add("--weight-decay", type=number(float, 0), metavar="X", help="on all parameters"),
+        add("--label-smoothing", type=number(float, 0, 1), metavar="X", help="0 for none"),
+        add("--augment", choices=AUGMENTATIONS, help="of the training images"),
+    ]
+    for action in actions if defaults else ():
+        action.help += f" (default: {getattr(defaults, action.dest)})"
     g.add_argument(
         "--train-images",
         type=number(int, 2),
@@ -135,10 +138,16 @@ def add_training_flags(p: argparse.ArgumentParser, defaults: Recipe | None) -> N
     g.add_argument("--compile", action="store_true", help="torch.compile the network")
 
 
+def fill_recipe(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Fill the training flags that were not given."""
+    for field, value in recipe._asdict().items():
+        if getattr(args, field, None) is None:
+            setattr(args, field, value)
+
+
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The training flags as a Recipe."""
-    known = {field: getattr(args, field) for field in Recipe._fields if hasattr(args, field)}
-    return Recipe(**known)
+    return Recipe(**{field: getattr(args, field) for field in Recipe._fields})
 
 
 def outcome_flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
     figure.colorbar(image, label="top-1 on training images, points lost")
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            shade = "white" if value > 0.6 * max(map(max, values)) else "black"
+            shade = "white" if value > 0.45 * max(map(max, values)) else "black"
             axes.text(
                 column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color=shade
             )

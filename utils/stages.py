@@ -112,6 +112,19 @@ def _adopt(content: Any, file: Path, args: argparse.Namespace) -> Checkpoint:
     }
 
 
+def trained_with(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The training flags of the dense network that a checkpoint descends from, if it tells."""
+    told = [entry["arguments"] for entry in checkpoint["history"]]
+    return next((arguments for arguments in told if "lr_schedule" in arguments), None)
+
+
+def require_finished(checkpoint: Checkpoint, file: Path) -> None:
+    """Raise ValueError for a network that is set up for a pruning which training has yet to do."""
+    if checkpoint["pruning"] and "plan" in checkpoint["pruning"]:
+        method = checkpoint["pruning"]["method"]
+        raise ValueError(f"{file}: its {method} pruning happens in finetune.py; run that first")
+
+
 def output_folder(args: argparse.Namespace, default: str, source: Path | None = None) -> Path:
     """--save, or `default` beside this run's others; ValueError if the input `source` is there."""
     folder = args.save or default_folder(args) / default

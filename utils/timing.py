@@ -80,10 +80,10 @@ def forward(model: nn.Module, x: Tensor, machine: Machine) -> Callable[[], Tenso
 
 
 def relative_latency(
-    dense: nn.Module, image_size: int, batch_size: int, machine: Machine, network: nn.Module
+    dense: nn.Module, shape: tuple[int, ...], machine: Machine, network: nn.Module
 ) -> float:
-    """Median time of a batch in `network`, as a fraction of that in `dense`, timed in turn."""
-    x = torch.randn(batch_size, 3, image_size, image_size)
+    """Median time of one batch in `network`, as a fraction of that in `dense`, timed in turn."""
+    x = torch.randn(shape)
     # Copies, since timing converts a network to the type of the machine.
     calls = [forward(copy.deepcopy(model), x, machine) for model in (dense, network)]
     times = interleaved(calls, machine.device, seconds=1.0, least=7)

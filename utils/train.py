@@ -43,11 +43,13 @@ class Recipe(NamedTuple):
 class Hooks(NamedTuple):
     """How a pruning method takes part in training. All are optional.
 
-    `after_step(optimizer, step, steps)`; `after_epoch(epoch, epochs, rows, measure)` returns what
+    `before_step()` runs between the gradients and the update, `after_step(optimizer, step, steps)`
+    after it; `after_epoch(epoch, epochs, rows, measure)` returns what
     joins the log row; `finish()` gives the network whose accuracy counts. `state` is saved and
     restored with the rest.
     """
 
+    before_step: Callable[[], None] | None = None
     after_step: Callable[[torch.optim.Optimizer, int, int], None] | None = None
     after_epoch: Callable[..., dict[str, Any]] | None = None
     finish: Callable[[], nn.Module] | None = None
@@ -125,6 +127,8 @@ def fit(
     def update(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         tally = learn(x, y)
+        if hooks.before_step:
+            hooks.before_step()
         optimizer.step()
         if hooks.after_step:
             hooks.after_step(optimizer, schedule.last_epoch, recipe.epochs * steps)
@@ -242,12 +246,12 @@ def _with_teacher(
 
 @torch.no_grad()
 def reestimate_batchnorm(
-    model: nn.Module, data: Data, machine: Machine, seed: int, images: int = 2048
-) -> None:
+    model: nn.Module, data: Data, machine: Machine, augment: str, seed: int, images: int = 2048
+) -> nn.Module:
     """Replace BatchNorm's running statistics by averages over training images, in place.
 
-    Those of a network before it was cut do not fit the one after. Uses the augmented images
-    that training would see.
+    Those of a network before it was cut do not fit the one after. Uses images augmented as in
+    training; returns the network.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -256,13 +260,14 @@ def reestimate_batchnorm(
         norm.momentum = None  # a plain average over all batches
     place(model, machine).train()
     count = min(images, len(data.train.labels))
-    padded = data.train._replace(images=pad_for_crops(data.train.images, "crop-flip"))
-    batches = epoch_batches(data, padded, min(128, count), seed)
+    padded = data.train._replace(images=pad_for_crops(data.train.images, augment))
+    batches = epoch_batches(data, padded, min(128, count), seed, augment)
     for x, _ in itertools.islice(batches, max(1, count // 128)):
         with machine.autocast():
             model(x.to(machine.device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    return model
 
 
 def outcome(rows: list[dict[str, Any]]) -> dict[str, float]:

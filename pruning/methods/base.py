@@ -12,7 +12,8 @@ from torch import nn
 
 from models import Cost
 
-from ..criteria import Evidence
+from ..allocation import ALLOCATIONS
+from ..criteria import CRITERIA, Evidence
 
 State = dict[str, Any]  # what a method keeps in the checkpoint; plain types and tensors
 Row = tuple[str, int, int, str]  # group or layer, size before, size after, why protected
@@ -31,7 +32,7 @@ class Task(NamedTuple):
     image_size: int
     evidence: Evidence = Evidence()
     previous: State | None = None  # what earlier pruning left in the checkpoint
-    latency: Callable[[nn.Module], float] | None = None  # seconds, on the device
+    latency: Callable[[nn.Module], float] | None = None  # as a fraction of the dense network's
     sensitivity: dict[str, dict[str, float]] | None = None  # group -> ratio -> accuracy drop
 
 
@@ -49,17 +50,25 @@ class Pruned(NamedTuple):
 class Method(NamedTuple):
     """A way of pruning. Only `prune` is needed; the rest takes part in fine-tuning.
 
+    before_step(model, state) sees the gradients of each batch, and may change them;
     after_step(model, state, optimizer, step, steps) runs after each of the `steps` updates;
     after_epoch(model, state, epoch, epochs, rows, measure) runs before the evaluation, may look
     back at the log `rows`, and returns what joins the new row; `measure(network)` gives top-1 and
-    loss. finish(model, state) gives the network as it would be handed over now, and what that
-    changes in the state.
+    loss. finish(model, state) gives the network as it would be handed over now, and its state.
+
+    What a method still has to do stands in the state under "plan"; `finish` takes it out. The
+    hooks of a method that is `planned` are for carrying its plan out, and rest without one.
     """
 
     prune: Callable[[nn.Module, Task], Pruned]
+    before_step: Callable[[nn.Module, State], None] | None = None
     after_step: Callable[[nn.Module, State, torch.optim.Optimizer, int, int], None] | None = None
     after_epoch: Callable[..., dict[str, Any]] | None = None
     finish: Callable[[nn.Module, State], tuple[nn.Module, State]] | None = None
     defaults: Mapping[str, Any] = MappingProxyType({})  # of its flags, unlike the common ones
     flags: tuple[str, ...] = FILTER_FLAGS  # those that mean something to it
+    criteria: tuple[str, ...] = tuple(CRITERIA)
+    allocations: tuple[str, ...] = ALLOCATIONS
+    planned: bool = False
+    settle: bool = False  # whether what `finish` gives needs BatchNorm's statistics anew
     from_scratch: bool = False  # whether it can prune while a new network is trained

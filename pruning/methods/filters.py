@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
 from models import Group, channel_groups, cost_of, spec_of
 
 from ..allocation import Kept, Limits, allocate, select, solve
-from ..criteria import score
+from ..criteria import comparable, score
 from ..surgery import cut, cut_spec, silence
 from .base import Method, Pruned, Row, State, Task
-from .masks import cut_masks, hold_masks
+from .masks import cut_masks, hold_masks, inherited
 
 
 def choose(model: nn.Module, task: Task) -> tuple[float | list[float], Kept, list[Row]]:
@@ -23,8 +25,10 @@ def choose(model: nn.Module, task: Task) -> tuple[float | list[float], Kept, lis
     groups, protected = select(everything, options.skip, options.scope)
     if not groups:
         raise ValueError("--skip and --scope leave nothing to prune")
-    limits = Limits(options.min_keep, options.round_to)
+    limits = Limits(options.min_keep, options.round_to or 1)
     scores = score(model, groups, options.criterion, task.evidence)
+    if options.allocation == "global":
+        scores = comparable(scores, options.criterion)
 
     def at(ratio: float | list[float]) -> Kept:
         return allocate(groups, scores, ratio, options.allocation, limits, task.sensitivity)
@@ -39,13 +43,14 @@ def choose(model: nn.Module, task: Task) -> tuple[float | list[float], Kept, lis
 
             ratio = solve(share, target, name)
     if options.target_latency:
-        assert task.latency is not None
-        ratio = solve(
-            lambda ratio: task.latency(cut(model, at(ratio))),
-            options.target_latency,
-            "latency",
-            1e-2,
-        )
+        if task.latency is None:
+            raise ValueError("--target-latency needs a trained network: see res50prune.py")
+
+        @cache  # a second look at the clock would say something else
+        def latency(ratio: float) -> float:
+            return task.latency(cut(model, at(ratio)))
+
+        ratio = solve(latency, options.target_latency, "latency", precision=0.01, slack=0.05)
     kept = at(ratio)
     return ratio, kept, [_row(group, kept, protected, limits) for group in everything]
 
@@ -67,9 +72,9 @@ def prune(model: nn.Module, task: Task) -> Pruned:
     """Cut the channels that score lowest; what is left is an ordinary, smaller network."""
     ratio, kept, rows = choose(model, task)
     slim = cut(model, kept)
-    state: State = {"kept": as_lists(kept)}
-    if task.previous and "masks" in task.previous:
-        state["masks"] = cut_masks(spec_of(model), kept, task.previous["masks"])
+    state: State = {"kept": as_lists(kept), **inherited(task.previous)}
+    if "masks" in state:
+        state["masks"] = cut_masks(spec_of(model), kept, state["masks"])
     return Pruned(slim, slim, silence(model, kept), ratio, state, rows)
 
 

@@ -40,6 +40,11 @@ def hold_masks(
             momentum.mul_(mask)
 
 
+def inherited(state: State | None) -> State:
+    """The part of an earlier state that every later pruning has to carry on: its masks."""
+    return {"masks": state["masks"]} if state and "masks" in state else {}
+
+
 def cut_masks(spec: Spec, kept: Kept, masks: Masks) -> Masks:
     """The masks of a network of which only the kept channels are left."""
     cut = cut_tensors(spec, kept, {f"{name}.weight": mask.cpu() for name, mask in masks.items()})

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from models import Group, channel_groups, spec_of
 
 from ..allocation import Kept, Limits, allocate, select
-from ..criteria import Evidence, score
+from ..criteria import CRITERIA, Evidence, comparable, score
 from ..surgery import cut, silence
 from .base import FILTER_FLAGS, Method, Pruned, State, Task
 from .filters import as_lists, choose
+from .masks import cut_masks, hold_masks, inherited
 
 
 def _asymptotic_base() -> float:
@@ -52,7 +53,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 def prune(model: nn.Module, task: Task) -> Pruned:
     """Set up; what is reported is the network that cutting right now would give."""
     ratio, kept, rows = choose(model, task)
-    state: State = {"kept": as_lists(kept), "soft": {"ratio": ratio, "seed": task.evidence.seed}}
+    everything = {g.name: list(range(g.size)) for g in channel_groups(spec_of(model))}
+    plan = {"ratio": ratio, "seed": task.evidence.seed, "history": []}
+    state: State = {"kept": everything, "plan": plan, **inherited(task.previous)}
     return Pruned(model, cut(model, kept), silence(model, kept), ratio, state, rows)
 
 
@@ -67,6 +70,29 @@ def zero_filters(model: nn.Module, groups: list[Group], kept: Kept) -> None:
             module.weight[torch.tensor(channels)[gone].to(module.weight.device)] = 0
 
 
+@torch.no_grad()
+def tame_gradients(model: nn.Module, state: State) -> None:
+    """Keep the gradient of each zeroed filter within the median of its layer's others.
+
+    Behind a filter of zero the variance is zero, so BatchNorm divides by the root of its epsilon
+    and multiplies the filter's gradient by hundreds. Untamed, the filters that were the weakest
+    come back as the strongest, and training collapses.
+    """
+    kept = state["kept"]
+    for group in channel_groups(spec_of(model)):
+        if len(kept.get(group.name, range(group.size))) == group.size:
+            continue
+        gone = torch.ones(group.size, dtype=torch.bool)
+        gone[kept[group.name]] = False
+        for layer, channels in group.producers:
+            gradient = model.get_submodule(layer).weight.grad
+            own = torch.tensor(channels, device=gradient.device)
+            norms = gradient[own].flatten(1).norm(dim=1)
+            gone = gone.to(gradient.device)
+            scale = (norms[~gone].median() / norms[gone].clamp_min(1e-12)).clamp_max(1)
+            gradient[own[gone]] *= scale.view(-1, 1, 1, 1)
+
+
 def after_epoch(
     model: nn.Module,
     state: State,
@@ -79,23 +105,25 @@ def after_epoch(
     options = argparse.Namespace(**state["options"])
     free_top1, _ = measure(model)
     share = SCHEDULES[options.schedule]((epoch + 1) / epochs)
-    ratio = state["soft"]["ratio"]
+    plan = state["plan"]
+    ratio = plan["ratio"]
     ratio = [r * share for r in ratio] if isinstance(ratio, list) else ratio * share
     groups, _ = select(channel_groups(spec_of(model)), options.skip, options.scope)
-    scores = score(model, groups, options.criterion, Evidence(state["soft"]["seed"]))
-    limits = Limits(options.min_keep, options.round_to)
+    scores = score(model, groups, options.criterion, Evidence(plan["seed"]))
+    if options.allocation == "global":
+        scores = comparable(scores, options.criterion)
+    limits = Limits(options.min_keep, options.round_to or 1)
     kept = allocate(groups, scores, ratio, options.allocation, limits)
     zero_filters(model, groups, kept)
 
     chosen = _as_mask(groups, kept)
-    past = state["soft"].setdefault("masks", [])
+    past = plan["history"]
     before = past[-1] if past else torch.ones_like(chosen)
     past.append(chosen)
     state["kept"] = as_lists(kept)
     if epoch + 1 == epochs:
         for row, mask in zip(rows, past, strict=False):
             row["overlap"] = _overlap(mask, chosen)
-        del state["soft"]["masks"]
     return {
         "pruned_ratio": 1 - chosen.float().mean().item(),
         "threshold": _threshold(scores, kept),
@@ -134,14 +162,24 @@ def _threshold(scores: dict[str, Tensor], kept: Kept) -> float | None:
 
 def finish(model: nn.Module, state: State) -> tuple[nn.Module, State]:
     """Cut out what is zeroed now."""
-    return cut(model, {name: torch.tensor(index) for name, index in state["kept"].items()}), {}
+    kept = {name: torch.tensor(index) for name, index in state["kept"].items()}
+    rest = {key: value for key, value in state.items() if key != "plan"}
+    if "masks" in state:
+        rest["masks"] = cut_masks(spec_of(model), kept, state["masks"])
+    return cut(model, kept), rest
 
 
 METHOD = Method(
     prune,
+    before_step=tame_gradients,
+    after_step=hold_masks,
     after_epoch=after_epoch,
     finish=finish,
     defaults={"criterion": "l2"},
     flags=(*FILTER_FLAGS, "schedule"),
+    criteria=tuple(name for name in CRITERIA if name != "taylor"),
+    allocations=("layer", "global"),
+    planned=True,
+    settle=True,
     from_scratch=True,
 )

@@ -17,7 +17,7 @@ from ..allocation import Kept, keep_count, matches
 from ..criteria import Evidence
 from ..surgery import cut
 from .base import Method, Pruned, Row, State, Task
-from .masks import Masks, apply_masks, cut_masks, hold_masks
+from .masks import Masks, apply_masks, cut_masks, hold_masks, inherited
 
 GRADUAL_END = 0.75  # of the training; the rest recovers at the final sparsity
 GRADUAL_UPDATES = 100
@@ -121,13 +121,17 @@ def prune(model: nn.Module, task: Task) -> Pruned:
     """Mask the weights that score lowest; with --gradual only set up, for the training to do."""
     options = task.options
     layers, protected = weight_layers(model, options.skip)
-    previous = (task.previous or {}).get("masks")
+    previous = inherited(task.previous).get("masks")
+    if isinstance(options.ratio, list):
+        raise ValueError("--method weight takes one --ratio, not one per stage")
     if not layers:
         raise ValueError("--skip leaves nothing to prune")
     if options.pattern:
         kept, block = (int(part) for part in options.pattern.split(":"))
-        ratio = 1 - kept / block
         masks = pattern_masks(model, layers, kept, block)
+        if not masks:
+            raise ValueError(f"--pattern {options.pattern}: no layer's inputs divide into blocks")
+        ratio = 1 - kept / block
         protected |= {name: f"--pattern {options.pattern}" for name in layers if name not in masks}
         for name in masks.keys() & (previous or {}).keys():
             masks[name] &= previous[name]
@@ -139,16 +143,13 @@ def prune(model: nn.Module, task: Task) -> Pruned:
     masks = {**(previous or {}), **masks}
     masked = copy.deepcopy(model)
     apply_masks(masked, masks)
-    state: State = {"masks": masks}
+    state: State = {"masks": masks, "pattern": options.pattern}
+    network, _ = finish(masked, state)
     if options.gradual:
-        state = {
-            "masks": previous or {},
-            "gradual": {"layers": layers, "ratio": ratio, "seed": task.evidence.seed},
-        }
-        state["gradual"] |= {k: getattr(options, k) for k in ("allocation", "criterion")}
-        state["gradual"]["start"] = copy.deepcopy(previous)
+        plan = {"layers": layers, "ratio": ratio, "seed": task.evidence.seed, "start": previous}
+        plan |= {name: getattr(options, name) for name in ("allocation", "criterion")}
+        state |= {"masks": dict(previous or {}), "plan": plan}
     rows = _rows(model, masks, protected)
-    network, _ = finish(masked, {"masks": masks})
     return Pruned(model if options.gradual else masked, network, masked, ratio, state, rows)
 
 
@@ -166,7 +167,7 @@ def after_step(
 ) -> None:
     """Follow the gradual schedule, if there is one, and hold the masks."""
     hold_masks(model, state, optimizer, step, steps)
-    plan = state.get("gradual")
+    plan = state.get("plan")
     if plan and step % max(1, steps // GRADUAL_UPDATES) == 0:
         share = cubic((step + 1) / (GRADUAL_END * steps))
         start, evidence = plan["start"], Evidence(plan["seed"])
@@ -210,13 +211,17 @@ def idle_channels(model: nn.Module) -> Kept:
 
 
 def finish(model: nn.Module, state: State) -> tuple[nn.Module, State]:
-    """Cut out the idle channels; that can make others idle, so until none is left."""
+    """Cut out the idle channels; that can make others idle, so until none is left.
+
+    Not where a pattern counts in blocks of channels, which a cut would break up.
+    """
     masks, before = state["masks"], sum(spec_of(model)["widths"].values())
-    while kept := idle_channels(model):
+    while not state.get("pattern") and (kept := idle_channels(model)):
         masks = cut_masks(spec_of(model), kept, masks)
         model = cut(model, kept)
     removed = before - sum(spec_of(model)["widths"].values())
-    return model, {"masks": masks, "channels_removed": removed}
+    rest = {key: value for key, value in state.items() if key != "plan"}
+    return model, {**rest, "masks": masks, "channels_removed": removed}
 
 
 METHOD = Method(
@@ -225,5 +230,7 @@ METHOD = Method(
     finish=finish,
     defaults={"criterion": "magnitude", "allocation": "global"},
     flags=("pattern", "gradual"),
+    criteria=tuple(WEIGHT_CRITERIA),
+    allocations=("layer", "global"),
     from_scratch=True,
 )

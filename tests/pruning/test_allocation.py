@@ -25,7 +25,7 @@ def test_keep_count_is_lis_rule_without_its_rounding_errors():
 
 def test_ratio_zero_keeps_everything():
     for allocation in ("layer", "global"):
-        kept = allocate(GROUPS, random_scores(0), 0, allocation, Limits(1, 24))
+        kept = allocate(GROUPS, random_scores(0), 0, allocation, limits=Limits(1, 24))
         assert all(kept[g.name].tolist() == list(range(g.size)) for g in GROUPS)
 
 

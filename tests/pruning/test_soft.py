@@ -21,9 +21,9 @@ def flags(*given):
 
 def set_up(model, *given):
     args = flags(*given)
-    dense = cost_of(spec_of(model))
-    pruned = METHODS["soft"].prune(model, Task(args, dense, 32))
-    return options.record(args, "soft", pruned, dense, 0.5)
+    spec = spec_of(model)
+    pruned = METHODS["soft"].prune(model, Task(args, cost_of(spec), 32))
+    return options.record(args, "soft", pruned, spec, 0.5)
 
 
 def measure(network):
@@ -63,6 +63,7 @@ def train(model, state, epochs, start=0, rows=None, lr=0.05):
             x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
+            taking_part["before_step"]()
             optimizer.step()
         rows.append({"epoch": epoch, **taking_part["after_epoch"](epoch, epochs, rows, measure)})
     return rows
@@ -83,7 +84,7 @@ def test_the_ratio_follows_the_schedule_and_the_final_cut_has_it():
 def test_the_log_tells_what_moved():
     model = build(new_spec(20, 10))
     state = set_up(model, "--ratio", "0.5", "--schedule", "constant")
-    rows = train(model, state, 5)
+    rows = train(model, state, 5, lr=2.0)  # so high that any filter may come back
     total = sum(g.size for g in channel_groups(spec_of(model)) if g.scope == "inner")
     assert rows[0]["flipped"] == total // 2
     assert rows[0]["regrown"] == 0
@@ -141,3 +142,21 @@ def test_global_and_layer_thresholds(threshold):
     sizes = {name: len(index) for name, index in state["kept"].items()}
     expected = {"global": 8, "layer": 12}[threshold]
     assert sizes["layer1.1.conv1"] == expected
+
+
+def test_a_zeroed_filter_gets_no_more_gradient_than_the_others():
+    """BatchNorm would multiply it by hundreds, and the weakest come back as the strongest."""
+    torch.manual_seed(0)
+    model = build(new_spec(20, 10)).train()
+    state = set_up(model, "--ratio", "0.5")
+    state["kept"]["layer1.0.conv1"] = list(range(8, 16))
+    group = [g for g in channel_groups(spec_of(model)) if g.name == "layer1.0.conv1"]
+    torch.nn.init.constant_(model.layer1[0].bn1.bias, 0.5)
+    zero_filters(model, group, {"layer1.0.conv1": torch.arange(8, 16)})
+    F.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.randint(10, (8,))).backward()
+    norms = model.layer1[0].conv1.weight.grad.flatten(1).norm(dim=1).clone()
+    assert norms[:8].median() > 20 * norms[8:].median()  # what would happen
+    hooks(model, state)["before_step"]()
+    tamed = model.layer1[0].conv1.weight.grad.flatten(1).norm(dim=1)
+    assert tamed[:8].max() <= 1.01 * norms[8:].median()
+    assert torch.equal(tamed[8:], norms[8:])

@@ -124,7 +124,7 @@ def test_gradual_pruning_follows_the_schedule_and_never_returns():
         "criterion": "magnitude",
         "start": None,
     }
-    state = {"method": "weight", "masks": {}, "gradual": plan}
+    state = {"method": "weight", "masks": {}, "plan": plan}
     after_step = hooks(model, state)["after_step"]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     last = None
