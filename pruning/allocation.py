@@ -180,7 +180,7 @@ def solve(
     """
     low, high = 0.0, 1.0
     most, least = cost_at(low), cost_at(high)
-    if not least - slack <= target <= most + slack:
+    if not least * (1 - slack) <= target <= most * (1 + slack):
         raise ValueError(
             f"--target-{name} {target:g} cannot be reached: {least:.4f} to {most:.4f} can"
         )
