@@ -118,11 +118,10 @@ def fit(
     trained = torch.compile(model) if compile else model
     if world_size() > 1:
         trained = DistributedDataParallel(trained)
+    learn = _learner(trained, recipe, machine, teacher)
 
     def measure(network: nn.Module) -> tuple[float, float]:
         return evaluate(place(network, machine), data, machine, test)
-
-    learn = _learner(trained, recipe, machine, teacher)
 
     def update(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
