@@ -139,8 +139,9 @@ def load_teacher(args: argparse.Namespace, machine: Machine, data: Data) -> nn.M
         return None
     file = checkpoints.find(args.teacher)
     checkpoint = checkpoints.load(file)
-    if checkpoint["data"]["classes"] != data.classes:
-        raise ValueError(f"--teacher {file} knows other classes than the data")
+    for key, value in data.description().items():
+        if key != "dataset" and checkpoint["data"][key] != value:
+            raise ValueError(f"--teacher {file} was trained with other {key} than the network")
     return place(checkpoints.model_of(checkpoint, file), machine).eval().requires_grad_(False)
 
 

@@ -76,6 +76,7 @@ def recipe_like(args: argparse.Namespace, source: Path, original: Checkpoint) ->
     if not original["pruning"]:
         raise ValueError(f"--like {source}: that network is not pruned")
     told = stages.trained_with(original) or {}
+    args.train_images = args.train_images or told.get("train_images")
     recipe = BASELINE._replace(**{f: told[f] for f in BASELINE._fields if f in told})
     epochs = args.epochs or recipe.epochs
     if args.budget == "flops":

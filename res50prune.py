@@ -139,7 +139,8 @@ def prune(
         "pruning_seconds": pruning_seconds,
         "seconds": time.perf_counter() - start,
     }
-    share_cut = 1 - after["effective_macs"] / before.macs
+    entered = stages.costs(model, data.image_size)
+    share_cut = 1 - after["effective_macs"] / entered["effective_macs"]
     dense = parent["pruning"]["dense"] if parent["pruning"] else parent["spec"]
     record = options.record(args, name, pruned, dense, share_cut)
     return stages.hand_over(

@@ -65,7 +65,8 @@ def fpgm(w: Tensor) -> Tensor:
 def bn(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
     """Absolute BatchNorm scale (Liu et al. 2017, arXiv 1708.06519, section 3).
 
-    Groups without a BatchNorm (the middle of squeeze-and-excitation) go by their L1-norms.
+    Groups without a BatchNorm (the middle of squeeze-and-excitation) go by their L1-norms, brought
+    to the mean scale of the others.
     """
 
     def scales(group: Group) -> Tensor:
@@ -73,8 +74,10 @@ def bn(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
         scales = [module.weight[channels].abs() for module, channels in modules]
         return torch.stack(scales).mean(0)
 
-    bare = [g for g in groups if not g.norms]
-    return {g.name: scales(g) for g in groups if g.norms} | by_filter(l1)(model, bare, evidence)
+    scores = {g.name: scales(g) for g in groups if g.norms}
+    typical = torch.cat(list(scores.values())).mean() if scores else 1.0
+    bare = by_filter(l1)(model, [g for g in groups if not g.norms], evidence)
+    return scores | {name: typical * own / own.mean() for name, own in bare.items()}
 
 
 def taylor(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:

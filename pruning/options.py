@@ -185,7 +185,7 @@ def hardware_multiple(device: str, groups: list[Group]) -> int:
     16 channels fill half a row of an AMX tile, 8 the 16 bytes that a GPU reads at once. The
     middles of squeeze-and-excitation do not count: they work on single pixels.
     """
-    smallest = min(group.size for group in groups if group.norms)
+    smallest = min((group.size for group in groups if group.norms), default=4)
     return max(1, min(8 if device == "cuda" else 16, smallest // 4))
 
 

@@ -183,11 +183,11 @@ def _read_archive(name: str, directory: Path) -> Data:
     archive = _official(name)
     packed, unpacked = directory / archive.filename, directory / archive.base_folder
     try:
-        with tempfile.TemporaryDirectory(prefix=".staging-", dir=directory) as staging:
-            if not unpacked.is_dir() and not packed.is_file():
-                utils.download_url(archive.url, staging, archive.filename, archive.tgz_md5)
-                os.replace(Path(staging, archive.filename), packed)
-            if not unpacked.is_dir():
+        if not unpacked.is_dir():
+            with tempfile.TemporaryDirectory(prefix=".staging-", dir=directory) as staging:
+                if not packed.is_file():
+                    utils.download_url(archive.url, staging, archive.filename, archive.tgz_md5)
+                    os.replace(Path(staging, archive.filename), packed)
                 if not utils.check_integrity(packed, archive.tgz_md5):
                     raise DataError(f"{packed}: damaged (wrong hash); delete it")
                 utils.extract_archive(str(packed), staging)

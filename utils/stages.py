@@ -114,8 +114,9 @@ def _adopt(content: Any, file: Path, args: argparse.Namespace) -> Checkpoint:
 
 def trained_with(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The training flags of the dense network that a checkpoint descends from, if it tells."""
-    told = [entry["arguments"] for entry in checkpoint["history"]]
-    return next((arguments for arguments in told if "lr_schedule" in arguments), None)
+    stages = ("baseline", "scratch", "like")
+    told = [e["arguments"] for e in checkpoint["history"] if e["stage"] in stages]
+    return told[0] if told else None
 
 
 def require_finished(checkpoint: Checkpoint, file: Path) -> None:
@@ -128,6 +129,8 @@ def require_finished(checkpoint: Checkpoint, file: Path) -> None:
 def output_folder(args: argparse.Namespace, default: str, source: Path | None = None) -> Path:
     """--save, or `default` beside this run's others; ValueError if the input `source` is there."""
     folder = args.save or default_folder(args) / default
+    if folder.resolve() == args.data.resolve():
+        raise ValueError(f"--save {folder} is where the images are; choose another folder")
     if source and source.resolve() == (folder / "model.pt").resolve():
         raise ValueError(f"{folder} holds the input of this stage; choose another --save")
     return folder

@@ -52,6 +52,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 def prune(model: nn.Module, task: Task) -> Pruned:
     """Set up; what is reported is the network that cutting right now would give."""
+    options = task.options
+    targets = options.target_macs, options.target_params, options.target_latency
+    if options.allocation == "global" and any(targets):
+        # The ratio is solved now; where a global threshold will cut in the end is not known.
+        raise ValueError("a target with --method soft needs --threshold layer")
     ratio, kept, rows = choose(model, task)
     everything = {g.name: list(range(g.size)) for g in channel_groups(spec_of(model))}
     plan = {"ratio": ratio, "seed": task.evidence.seed, "history": []}

@@ -120,6 +120,17 @@ def test_a_changed_input_is_noticed(work):
         (["--method", "weight", "--pattern", "1:1000"], 2, "divide into blocks"),
         (["--method", "weight", "--pattern", "2:4", "--gradual"], 2, "at once"),
         (["--method", "soft", "--criterion", "taylor"], 2, "does not fit"),
+        (
+            ["--method", "soft", "--threshold", "global", "--target-macs", "0.5"],
+            2,
+            "threshold layer",
+        ),
+        (
+            ["--target-latency", "0.5", "--skip", "layer1", "layer2", "layer3"],
+            2,
+            "nothing to prune",
+        ),
+        (["--data", "out"], 2, "where the images are"),
         (["--target-macs", "0.001"], 2, "cannot be reached"),
         (["--device", "cuda"], 2, "no CUDA device"),
         (["--ratio", "0.5", "--target-macs", "0.5"], 2, "not allowed with"),

@@ -183,6 +183,25 @@ def test_weights_pruned_while_training(work):
     assert output["nonzero_params"] < 0.4 * output["params"]
 
 
+def test_what_pruning_cut_decides_the_learning_rate_of_the_recovery(work):
+    """Not what an earlier one had cut: a little off a sparse network is still little."""
+    flags = [*NET, *DATA]
+    masked = result(run("res50prune.py", *flags, "--method", "weight", "--ratio", "0.9", cwd=work))
+    little = ["res50prune.py", "--model", masked["checkpoint"], "--ratio", "0.1", "--save", "less"]
+    result(run(*little, cwd=work))
+    assert 0 < checkpoints.load(work / "less")["pruning"]["share_cut"] < 0.3
+
+
+def test_how_a_network_trained_elsewhere_was_trained_is_not_known(work):
+    torch.save(lively(new_spec(20, 20, width=4)).state_dict(), work / "theirs.pt")
+    result(run("res50prune.py", *DATA, "--model", "theirs.pt", "--save", "slim", cwd=work))
+    result(run("finetune.py", "--refine", "slim", "--save", "tuned", *TRAIN, cwd=work))
+    again = ["finetune.py", "--refine", "tuned", "--save", "more", "--recipe", "lr-rewind"]
+    refused = run(*again, cwd=work)
+    assert refused.returncode == 2
+    assert "does not tell" in refused.stderr
+
+
 def test_masks_outlive_soft_pruning(work):
     flags = [*NET, *DATA]
     masked = result(run("res50prune.py", *flags, "--method", "weight", "--ratio", "0.8", cwd=work))

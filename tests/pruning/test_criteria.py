@@ -98,3 +98,11 @@ def test_adding_a_criterion_is_one_function_and_one_entry(monkeypatch):
     found = score(model, [group], "largest")[group.name]
     expected = model.get_submodule(group.name).weight.flatten(1).abs().max(1).values
     torch.testing.assert_close(found, expected.detach())
+
+
+def test_groups_without_batchnorm_compare_with_the_others():
+    model = lively(SPEC)
+    scores = score(model, channel_groups(SPEC), "bn")
+    bare = torch.cat([own for name, own in scores.items() if ".se." in name])
+    others = torch.cat([own for name, own in scores.items() if ".se." not in name])
+    assert bare.mean().item() == pytest.approx(others.mean().item(), rel=1e-4)
