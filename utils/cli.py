@@ -216,8 +216,6 @@ def run_script(
         if type(error).__module__ == "builtins" and not isinstance(error, (ValueError, OSError)):
             detail = f"{type(error).__name__}: {detail} (--debug shows where)"
         say(f"{Path(sys.argv[0]).name}: error: {detail}")
-    except KeyboardInterrupt:
-        code = 130
     if dist.is_initialized() and code == 0:
         dist.destroy_process_group()
     sys.exit(code)

@@ -162,9 +162,10 @@ def test_controls_and_what_is_finished_stays_finished(work, how):
     assert further["nonzero_params"] > 0.9 * tuned["nonzero_params"]
 
     like = result(run("main.py", "--like", tuned["checkpoint"], cwd=work))
-    assert (like["stage"], like["nonzero_params"]) == ("like", further["nonzero_params"]) or (
-        like["nonzero_params"] <= tuned["nonzero_params"]
-    )
+    assert like["stage"] == "like"
+    assert like["nonzero_params"] <= tuned["nonzero_params"]
+    if how[0] != "weight":  # there, more channels may turn out idle
+        assert like["params"] == tuned["params"]
     assert like["arguments"]["epochs"] == 2  # those of the dense network
     assert like["arguments"]["batch_size"] == 64
 
