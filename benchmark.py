@@ -1,27 +1,35 @@
 """Stage 4: what does each network cost to run, on this machine?
 
     python benchmark.py runs/cifar100/resnet50/seed0/*
-    python benchmark.py dense.pt slim.pt --batch-size 256 --device cuda
+    python benchmark.py dense.pt slim.pt --engines eager compile openvino --batch-size 64 256
+    python benchmark.py runs/cifar100/resnet50/seed0/* --device cuda --profile --layers
     python benchmark.py runs/synthetic/resnet20/seed*/* | jq -r '.rows[] | [.name, .top1] | @tsv'
 
 Takes checkpoints and run folders; of a folder like l1-0.6 it takes the fine-tuned networks and
 those from scratch, or else the pruned one. The first is what the others are compared with. All
-are timed in turn, in one process, on random images. Prints a table, and the same figures as one
-JSON line.
+networks in all engines are timed in turn, in one process, on random images; the logits of every
+engine are compared with those of PyTorch in float32. Prints tables, says what keeps a network
+from being as fast as its MACs promise, and gives the same figures as one JSON line. Each run
+folder keeps its rows in benchmark.json, for report.py.
 """
 
 import argparse
-import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from models import cost_of
+from measurement.engines import ENGINES
+from measurement.memory import peak_memory
+from measurement.rows import Subject, costs_of, keep, layers_of, measure, remarks, speed_of
+from measurement.timing import profile
+from models import channel_groups, spec_of
+from pruning.options import hardware_multiple
 from utils import checkpoint as checkpoints
 from utils import cli
+from utils.exports import require
 from utils.log import say, table
 from utils.machine import describe, prepare
-from utils.timing import Timing, forward, interleaved, peak_memory
 
 LAST_STAGES = ("finetuned*", "scratch", "like*")  # what stands for a folder of several stages
 
@@ -31,7 +39,20 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="file or run folder")
     g = p.add_argument_group("measurement")
     g.add_argument(
-        "--batch-size", type=cli.number(int, 1), default=128, metavar="N", help="the large batch"
+        "--engines",
+        nargs="+",
+        choices=ENGINES,
+        default=["eager", "fused"],
+        help="what runs the networks; compile takes a while for each network and batch, "
+        "onnxruntime and openvino want requirements-deploy.txt",
+    )
+    g.add_argument(
+        "--batch-size",
+        nargs="+",
+        type=cli.number(int, 1),
+        default=[128],
+        metavar="N",
+        help="batches, beside that of 1; the throughput is that of the best",
     )
     g.add_argument(
         "--seconds",
@@ -40,9 +61,68 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="to spend on each network at each batch size, roughly",
     )
+    g.add_argument("--profile", action="store_true", help="time and operators by torch.profiler")
+    g.add_argument("--layers", action="store_true", help="shape, cost and time of every layer")
     g.add_argument("--no-memory", action="store_true", help="do not measure the peak memory")
     cli.add_machine_flags(p)
     return p
+
+
+def main(args: argparse.Namespace) -> dict:
+    machine = prepare(args.device, args.precision, args.threads)
+    for engine in args.engines:
+        require(*ENGINES[engine].needs)
+    subjects = load(args.checkpoints)
+    first, largest = subjects[0], max(args.batch_size)
+    measured = measure(subjects, args.engines, args.batch_size, args.seconds, machine)
+    costs = {subject.name: costs_of(subject) for subject in subjects}
+    multiple = hardware_multiple(machine.device.type, channel_groups(spec_of(first.network)))
+    rows: dict[str, list[dict]] = {subject.name: [] for subject in subjects}
+    for engine in dict.fromkeys(args.engines):
+        for subject in subjects:
+            own, cost = measured[engine, subject.name], costs[subject.name]
+            theoretical = costs[first.name]["effective_macs"] / cost["effective_macs"]
+            speed = speed_of(engine, own, measured[engine, first.name], theoretical, machine)
+            row = {"name": subject.name, "compared_with": first.name, **cost, **speed}
+            if not args.no_memory:
+                shape = subject.shape(largest)
+                row["peak_memory_bytes"] = peak_memory(
+                    subject.file, shape, machine, args.precision, engine
+                )
+            if args.profile and not ENGINES[engine].needs:
+                x = torch.randn(subject.shape(largest))
+                call = ENGINES[engine].prepare(subject.network, machine)(x)
+                row |= profile(call, machine.device)._asdict()
+            row["remarks"] = remarks(row, subject, first, machine, multiple)
+            rows[subject.name].append(row)
+    found: dict[str, Any] = {"stage": "benchmark", "machine": describe(machine)}
+    found["rows"] = [row for own in rows.values() for row in own]
+    if args.layers:
+        found["layers"] = {s.name: layers_of(s, largest, machine) for s in subjects}
+    say(render(found))
+    for subject in subjects:
+        keep(subject, rows[subject.name], machine)
+    return found
+
+
+def load(paths: list[Path]) -> list[Subject]:
+    """The networks that the paths on the command line stand for."""
+    files = list(dict.fromkeys(file for path in paths for file in resolve(path)))
+    if not files:
+        raise checkpoints.CheckpointError("none of these folders holds a checkpoint")
+    loaded = [checkpoints.load(file) for file in files]
+    sizes = {checkpoint["data"]["image_size"] for checkpoint in loaded}
+    if len(sizes) > 1:
+        raise ValueError(f"the networks take images of different sizes: {sorted(sizes)}")
+    # Names lose the folders that all of them share.
+    parts = [(file.parent if file.name == "model.pt" else file).parts for file in files]
+    shared = 0
+    while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
+        shared += 1
+    return [
+        Subject("/".join(p[shared:]), file, content, checkpoints.model_of(content, file).eval())
+        for p, file, content in zip(parts, files, loaded, strict=True)
+    ]
 
 
 def resolve(path: Path) -> list[Path]:
@@ -56,102 +136,66 @@ def resolve(path: Path) -> list[Path]:
     return [checkpoints.find(path)]
 
 
-def thop_macs(model: torch.nn.Module, shape: tuple[int, ...]) -> float:
-    """The count of a popular tool, for comparison: it adds normalisation and pooling."""
-    with warnings.catch_warnings():  # it uses an outdated way to compare versions
-        warnings.simplefilter("ignore")
-        from thop import profile
-
-        return profile(model, (torch.randn(shape),), verbose=False)[0]
-
-
-def main(args: argparse.Namespace) -> dict:
-    machine = prepare(args.device, args.precision, args.threads)
-    files = [file for path in args.checkpoints for file in resolve(path)]
-    if not files:
-        raise checkpoints.CheckpointError("none of these folders holds a checkpoint")
-    loaded = [checkpoints.load(file) for file in files]
-    sizes = {checkpoint["data"]["image_size"] for checkpoint in loaded}
-    if len(sizes) > 1:
-        raise ValueError(f"the networks take images of different sizes: {sorted(sizes)}")
-    size = sizes.pop()
-    shapes = {"latency": (1, 3, size, size), "batch": (args.batch_size, 3, size, size)}
-    models = [checkpoints.model_of(checkpoint) for checkpoint in loaded]
-    timings: dict[str, list[Timing]] = {}
-    for name, shape in shapes.items():
-        x = torch.randn(shape)
-        calls = [forward(model, x, machine) for model in models]
-        say(f"timing {len(models)} networks at batch {shape[0]}")
-        timings[name] = interleaved(calls, machine.device, args.seconds)
-
-    rows = []
-    for index, (file, checkpoint) in enumerate(zip(files, loaded, strict=True)):
-        cost, metrics = cost_of(checkpoint["spec"], size), checkpoint["metrics"]
-        one, many = timings["latency"][index], timings["batch"][index]
-        memory = None
-        if not args.no_memory:
-            memory = peak_memory(file, shapes["batch"], machine, args.precision)
-        row = {
-            "name": str(file.parent if file.name == "model.pt" else file),
-            # What is reported of an unfinished pruning is not of the network that is timed here.
-            "top1": None if "plan" in (checkpoint["pruning"] or {}) else metrics.get("top1"),
-            **cost._asdict(),
-            "thop_macs": thop_macs(checkpoints.model_of(checkpoint), shapes["latency"]),
-            "file_bytes": file.stat().st_size,
-            "latency_ms": one.median * 1e3,
-            "latency_ms_p10": one.p10 * 1e3,
-            "latency_ms_p90": one.p90 * 1e3,
-            "batch_ms": many.median * 1e3,
-            "batch_ms_p10": many.p10 * 1e3,
-            "batch_ms_p90": many.p90 * 1e3,
-            "images_per_second": args.batch_size / many.median,
-            "peak_memory_bytes": memory,
-        }
-        first = rows[0] if rows else row
-        row["macs_speedup"] = first["macs"] / row["macs"]
-        row["measured_speedup"] = first["batch_ms"] / row["batch_ms"]
-        rows.append(row)
-    say(render(rows, args.batch_size))
-    return {
-        "stage": "benchmark",
-        "batch_size": args.batch_size,
-        "machine": describe(machine),
-        "rows": rows,
-    }
+# Columns of the tables: heading, key, factor, digits.
+SIZES = (
+    ("top-1 %", "top1", 1, 2),
+    ("params M", "params", 1e-6, 3),
+    ("nonzero M", "nonzero_params", 1e-6, 3),
+    ("MACs M", "macs", 1e-6, 1),
+    ("thop M", "thop_macs", 1e-6, 1),
+    ("MACs x", "theoretical_speedup", 1, 2),
+    ("file MB", "file_bytes", 1e-6, 2),
+    ("compressed", "compressed_bytes", 1e-6, 2),
+)
+TIMES = (
+    ("ms at 1", "latency_ms", 1, 2),
+    ("p10", "latency_ms_p10", 1, 2),
+    ("p90", "latency_ms_p90", 1, 2),
+    ("time x", "latency_speedup", 1, 2),
+    ("batch", "batch_size", 1, 0),
+    ("ms", "batch_ms", 1, 1),
+    ("p10", "batch_ms_p10", 1, 1),
+    ("p90", "batch_ms_p90", 1, 1),
+    ("img/s", "images_per_second", 1, 0),
+    ("time x", "measured_speedup", 1, 2),
+    ("of MACs x", "speedup_ratio", 1, 2),
+    ("memory MB", "peak_memory_bytes", 1e-6, 0),
+    ("CPU ms", "cpu_ms", 1, 1),
+    ("CUDA ms", "cuda_ms", 1, 1),
+    ("logits +-", "max_logit_difference", 1, 4),
+)
 
 
-def render(rows: list[dict], batch_size: int) -> str:
-    """The table for people; names lose the folders that all of them share."""
-    names = [Path(row["name"]).parts for row in rows]
-    shared = 0
-    while all(len(n) > shared + 1 and n[: shared + 1] == names[0][: shared + 1] for n in names):
-        shared += 1
-    head = (
-        *("network", "top-1 %", "params M", "MACs M", "file MB", "ms at 1", "p10", "p90"),
-        *(f"ms at {batch_size}", "p10", "p90", "img/s", "memory MB", "MACs x", "time x"),
-    )
+def render(found: dict[str, Any]) -> str:
+    """What a person reads: sizes, times in each engine, and why they are not better."""
+    rows = found["rows"]
+    engines = {row["engine"]: row["precision"] for row in rows}
+    first = next(iter(engines))
+    parts = [_table(SIZES, [row for row in rows if row["engine"] == first])]
+    for engine, precision in engines.items():
+        own = [row for row in rows if row["engine"] == engine]
+        parts.append(f"{engine}, {precision}\n" + _table(TIMES, own))
+        for row in own:
+            parts[-1] += "".join(f"\n  {row['name']}, {line}" for line in row["remarks"])
+        for row in own:
+            if "operators" in row:
+                columns = (("calls", "calls", 1, 0), ("CPU ms", "cpu_ms", 1, 2))
+                columns += (("CUDA ms", "cuda_ms", 1, 2),)
+                parts.append(f"{engine} {row['name']}\n" + _table(columns, row["operators"]))
+    for name, layers in found.get("layers", {}).items():
+        cells = [[*list(line.values())[:-1], f"{line['ms']:.3f}"] for line in layers]
+        parts.append(f"{name}, layer by layer\n" + table(list(layers[0]), cells))
+    return "\n" + "\n\n".join(parts)
 
-    def cell(value: float | None, digits: int, scale: float = 1.0) -> str:
-        return "-" if value is None else f"{value * scale:.{digits}f}"
 
-    lines = []
-    for row, parts in zip(rows, names, strict=True):
-        lines.append(
-            (
-                "/".join(parts[shared:]),
-                cell(row["top1"], 2),
-                cell(row["params"], 3, 1e-6),
-                cell(row["macs"], 1, 1e-6),
-                cell(row["file_bytes"], 2, 1e-6),
-                *(cell(row[f"latency_ms{part}"], 2) for part in ("", "_p10", "_p90")),
-                *(cell(row[f"batch_ms{part}"], 1) for part in ("", "_p10", "_p90")),
-                cell(row["images_per_second"], 0),
-                cell(row["peak_memory_bytes"], 0, 1e-6),
-                cell(row["macs_speedup"], 2),
-                cell(row["measured_speedup"], 2),
-            )
-        )
-    return table(head, lines)
+def _table(columns: tuple[tuple, ...], rows: list[dict[str, Any]]) -> str:
+    shown = [c for c in columns if any(row.get(c[1]) is not None for row in rows)]
+
+    def cell(value: float | None, factor: float, digits: int) -> str:
+        return "-" if value is None else f"{value * factor:.{digits}f}"
+
+    lines = [(row["name"], *(cell(row.get(k), f, d) for _, k, f, d in shown)) for row in rows]
+    return table(("", *(c[0] for c in shown)), lines)
 
 
 if __name__ == "__main__":

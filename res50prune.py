@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from measurement.timing import relative_latency
 from models import build, channel_groups, cost_of
 from pruning import options, sensitivity
 from pruning.allocation import select
@@ -31,14 +32,13 @@ from pruning.criteria import Evidence, score
 from pruning.methods import METHODS, Task
 from pruning.surgery import logit_difference
 from utils import checkpoint as checkpoints
-from utils import cli, plots, stages
+from utils import cli, stages
 from utils.checkpoint import Checkpoint
 from utils.data import Data, Split, normalise, sample
 from utils.files import write_text
 from utils.log import say, table
 from utils.machine import Machine, place, prepare
 from utils.runs import Run
-from utils.timing import relative_latency
 from utils.train import evaluate
 
 CHECK_IMAGES = 16
@@ -208,6 +208,8 @@ def sensitivities(
     drops = sensitivity.measure(model, groups, scores, accuracy, bar)
     found = {**wanted, "file": str(cache), "drops": drops}
     write_text(cache, json.dumps(found) + "\n")
+    from reporting import plots  # matplotlib takes its time, and only this needs it
+
     plots.sensitivity(drops, cache.with_suffix(".png"))
     say(f"sensitivities of {len(groups)} groups written to {cache} and .png")
     return found

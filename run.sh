@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way for one network: train, prune at several ratios, fine-tune, measure.
+# The whole way for one network: train, prune at several ratios, fine-tune, measure, report.
 #
 #     bash run.sh                                    a few minutes on generated images
 #     bash run.sh --dataset cifar100 --depth 50      the real thing; flags that all stages take
@@ -45,4 +45,6 @@ for method in ${METHODS:-l1}; do
         stage finetune.py "$@" --method "$method" --ratio "$ratio" --epochs "$TUNE_EPOCHS"
     done
 done
-python "$here/benchmark.py" $machine_flags "${networks[@]}"
+python "$here/benchmark.py" $machine_flags "${networks[@]}" >/dev/null
+seed=$(dirname "$(dirname "${networks[0]}")")
+python "$here/report.py" "$(dirname "$seed")" --published "$here/docs/published.json"

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup.sh
-setup requirements.txt requirements-dev.txt
+setup requirements.txt requirements-dev.txt requirements-deploy.txt
 ruff check .
 ruff format --check .
 python -m pytest "$@"

@@ -64,11 +64,11 @@ def place(model: nn.Module, machine: Machine) -> nn.Module:
 
 
 def _gains_from_bf16(device: torch.device) -> bool:
-    """True where bf16 has matrix units: Ampere and later, and CPUs with AMX."""
+    """True where bf16 has units of its own: Ampere and later, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)  # no public query in torch 2.8
-    return bool(amx and amx())
+    queries = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # none is public in 2.8
+    return any(getattr(torch.cpu, query, bool)() for query in queries)
 
 
 def _keep_freed_memory() -> None:

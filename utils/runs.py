@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from . import checkpoint as checkpoints
 from .checkpoint import CheckpointError
-from .files import locked, write_atomically, write_text
+from .files import locked, sha256, write_atomically, write_text
 from .machine import rank
 
 
@@ -124,6 +124,7 @@ class Run(contextlib.AbstractContextManager):
         if rank() == 0:
             self._replace()
             checkpoints.save(self._path("model.pt"), checkpoint)
+            result["sha256"] = sha256(self._path("model.pt"))  # what later stages call parent
             write_text(self._path("result.json"), json.dumps(result) + "\n")
             self._path("resume.pt").unlink(missing_ok=True)
         return result

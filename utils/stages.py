@@ -38,15 +38,20 @@ def _on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
+def network_name(arguments: dict[str, Any]) -> str:
+    """<arch><depth>; a width or shortcut that is not the default joins it."""
+    arch, depth = arguments["arch"], arguments["depth"]
+    usual, name = new_spec(depth, 1, arch=arch), f"{arch}{depth}"
+    if arguments["width"] != usual["width"]:
+        name += f"w{arguments['width']}"
+    if arguments["shortcut"] != usual["shortcut"]:
+        name += f"-{arguments['shortcut']}"
+    return name
+
+
 def default_folder(args: argparse.Namespace) -> Path:
-    """runs/<dataset>/<arch><depth>/seed<k>; what is not a default joins the name."""
-    usual = new_spec(args.depth, 1, arch=args.arch)
-    name = f"{args.arch}{args.depth}"
-    if args.width != usual["width"]:
-        name += f"w{args.width}"
-    if args.shortcut != usual["shortcut"]:
-        name += f"-{args.shortcut}"
-    return Path("runs", args.dataset, name, f"seed{args.seed}")
+    """runs/<dataset>/<network>/seed<k>."""
+    return Path("runs", args.dataset, network_name(vars(args)), f"seed{args.seed}")
 
 
 def read_input(
@@ -209,8 +214,10 @@ def hand_over(
         "depth": spec["depth"],
         "method": pruning["method"] if pruning else None,
         "ratio": pruning["ratio"] if pruning else 0.0,
+        "tag": pruning["name"] if pruning else None,
         "seed": args.seed,
         **metrics,
+        "widths": spec_of(network or model)["widths"],
         "machine": describe(machine),
     }
     entry = {

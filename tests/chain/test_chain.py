@@ -72,13 +72,6 @@ def test_the_chain(work):
     model = build(checkpoint["spec"], checkpoint["state_dict"])  # alone, it rebuilds its network
     assert sum(p.numel() for p in model.parameters()) == tuned["params"]
 
-    table = run("benchmark.py", *sorted(folder.iterdir()), "--seconds", "0.01", cwd=work)
-    rows = result(table)["rows"]
-    assert [row["params"] for row in rows] == [first["params"], tuned["params"]]
-    assert all(row["latency_ms"] > 0 and row["images_per_second"] > 0 for row in rows)
-    assert rows[1]["macs_speedup"] == first["macs"] / tuned["macs"]
-    assert "l1-0.5" in table.stderr
-
 
 def test_done_is_printed_again_and_other_arguments_are_refused(work):
     stored = (work / "runs/synthetic/resnet20w4/seed0/baseline/result.json").read_text()
@@ -276,7 +269,9 @@ def test_pruning_without_evaluation_is_quick(tmp_path):
     assert output["pruning_seconds"] < 10  # under 1 on an idle machine
 
 
-@pytest.mark.parametrize("script", ["main.py", "res50prune.py", "finetune.py", "benchmark.py"])
+@pytest.mark.parametrize(
+    "script", ["main.py", "res50prune.py", "finetune.py", "benchmark.py", "export.py", "report.py"]
+)
 def test_help_is_quick_and_complete(script, tmp_path):
     start_time = time.perf_counter()
     process = run(script, "--help", cwd=tmp_path)

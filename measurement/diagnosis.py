@@ -1,0 +1,109 @@
+"""Why a smaller network is not as much faster as its MACs promise.
+
+Not guessed: each reason is a measurement of what would be if one thing about the network were
+different, on the same machine, engine and batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from models import Spec, build, layer_costs
+from utils.machine import Machine
+
+from .engines import ENGINES
+from .timing import interleaved, layer_times
+
+KEPT = 0.75  # of the promised speed-up; whoever has less is asked why
+
+
+def verdict(theoretical: float, measured: float) -> str | None:
+    """One line on a speed-up that falls short of the MACs, None for one that does not."""
+    if theoretical < 1.05 or measured >= KEPT * theoretical:
+        return None
+    if measured < 0.97:
+        how = f"slower than the dense network ({measured:.2f}x)"
+    elif measured < 1.03:
+        how = "not faster than the dense network"
+    else:
+        how = f"only {measured:.2f}x faster"
+    return f"{how}, for {theoretical:.2f}x fewer MACs"
+
+
+def reasons(
+    spec: Spec,
+    dense: Spec,
+    zeros: float,
+    shape: tuple[int, ...],
+    engine: str,
+    machine: Machine,
+    multiple: int,
+) -> list[str]:
+    """What keeps the network `spec` from being as much faster than `dense` as it is smaller.
+
+    `zeros` is the share of its weights that are zero, `shape` that of the batch, `multiple` what
+    the hardware likes widths to be a multiple of.
+    """
+    found = []
+    if zeros > 0.01:
+        found.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
+    wide = rounded(spec, multiple)
+    own, bare, even = _times([spec, _one_channel(spec), wide], shape, engine, machine)
+    if bare > 0.4 * own:
+        found.append(
+            f"{bare / own:.0%} of its time remains with a single channel per layer: starting the "
+            "layers takes it, and pruning leaves their number"
+        )
+    if wide["widths"] != spec["widths"] and even < 1.02 * own:
+        found.append(
+            f"odd widths: rounded up to multiples of {multiple} it would take {even / own:.2f} "
+            "of its time, with more channels"
+        )
+    if spec["arch"] == "resnet_de":
+        time, macs = _depthwise_shares(spec, shape, machine)
+        if time > 1.5 * macs:
+            found.append(f"depthwise layers are {macs:.0%} of its MACs, but {time:.0%} of its time")
+    kept = _activations(dense, shape) / _activations(spec, shape)
+    if kept < 0.75 * _macs(dense, shape) / _macs(spec, shape):
+        found.append(f"the activations that its layers read and write shrank only {kept:.2f}x")
+    return found
+
+
+def rounded(spec: Spec, multiple: int) -> Spec:
+    """The same network with every width rounded up to a multiple."""
+    widths = {name: -(-width // multiple) * multiple for name, width in spec["widths"].items()}
+    return {**spec, "widths": widths, "pads": dict.fromkeys(spec["pads"], 0)}
+
+
+def _one_channel(spec: Spec) -> Spec:
+    widths = dict.fromkeys(spec["widths"], 1)
+    return {**spec, "widths": widths, "pads": dict.fromkeys(spec["pads"], 0)}
+
+
+def _times(specs: list[Spec], shape: tuple[int, ...], engine: str, machine: Machine) -> list[float]:
+    x = torch.randn(shape)
+    prepare = ENGINES[engine].prepare
+    calls: list[Callable[[], Any]] = [prepare(build(spec).eval(), machine)(x) for spec in specs]
+    return [timing.median for timing in interleaved(calls, machine.device, seconds=0.5)]
+
+
+def _depthwise_shares(spec: Spec, shape: tuple[int, ...], machine: Machine) -> tuple[float, float]:
+    network = build(spec).eval()
+    times = layer_times(network, torch.randn(shape), machine)
+    rows = [row for row in layer_costs(spec, shape[-1]) if row.macs]
+    depthwise = [row for row in rows if row.name.endswith("conv2_dw")]
+    total = sum(times[row.name] for row in rows)
+    time = sum(times[row.name] for row in depthwise) / total
+    return time, sum(row.macs for row in depthwise) / sum(row.macs for row in rows)
+
+
+def _activations(spec: Spec, shape: tuple[int, ...]) -> int:
+    rows = layer_costs(spec, shape[-1])
+    return sum(row.shape[0] * row.size**2 for row in rows if row.kind == "conv")
+
+
+def _macs(spec: Spec, shape: tuple[int, ...]) -> int:
+    return sum(row.macs for row in layer_costs(spec, shape[-1]))

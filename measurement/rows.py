@@ -1,0 +1,209 @@
+"""The figures of networks in engines: one row for each pair, and where rows are kept."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from models import layer_costs, spec_of
+from utils import checkpoint as checkpoints
+from utils import stages
+from utils.checkpoint import Checkpoint
+from utils.files import write_text
+from utils.log import say
+from utils.machine import Machine, describe
+from utils.runs import plain
+
+from .diagnosis import reasons, verdict
+from .engines import ENGINES, eager, precision_of
+from .timing import Timing, interleaved, layer_times
+
+
+class Subject(NamedTuple):
+    """A network to be measured."""
+
+    name: str
+    file: Path
+    checkpoint: Checkpoint
+    network: nn.Module
+
+    @property
+    def size(self) -> int:
+        """Height and width of its images."""
+        return self.checkpoint["data"]["image_size"]
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        """Of a batch of its images."""
+        return batch, 3, self.size, self.size
+
+
+class Measured(NamedTuple):
+    """What was measured of one network in one engine: times by batch, error of the logits."""
+
+    timings: dict[int, Timing]
+    max_logit_difference: float
+
+    def rates(self) -> dict[int, float]:
+        """Images per second by batch."""
+        return {batch: batch / timing.median for batch, timing in self.timings.items()}
+
+
+def measure(
+    subjects: Sequence[Subject],
+    engines: Sequence[str],
+    batches: Sequence[int],
+    seconds: float,
+    machine: Machine,
+) -> dict[tuple[str, str], Measured]:
+    """Time all networks in all engines in turn, at each batch; keys are (engine, name).
+
+    The logits are compared with those of PyTorch in float32 on the same images.
+    """
+    exact = Machine(machine.device, torch.float32)
+    found = {(e, s.name): Measured({}, 0.0) for e in engines for s in subjects}
+    bound = {}
+    for engine, subject in ((e, s) for e in engines for s in subjects):
+        bound[engine, subject.name] = ENGINES[engine].prepare(subject.network, machine)
+    for batch in dict.fromkeys((1, *batches)):
+        x = torch.randn(subjects[0].shape(batch))
+        wanted = {s.name: eager(s.network, exact)(x)().cpu() for s in subjects}
+        calls = {}
+        for (engine, name), bind in bound.items():
+            if engine == "compile":
+                say(f"compiling {name} for batches of {batch}")
+            calls[engine, name] = call = bind(x)
+            error = (call().float().cpu() - wanted[name]).abs().max().item()
+            before = found[engine, name]
+            found[engine, name] = before._replace(
+                max_logit_difference=max(error, before.max_logit_difference)
+            )
+        say(f"timing {len(subjects)} networks in {' '.join(engines)}, batch {batch}")
+        timings = interleaved(list(calls.values()), machine.device, seconds)
+        for key, timing in zip(calls, timings, strict=True):
+            found[key].timings[batch] = timing
+    return found
+
+
+def costs_of(subject: Subject) -> dict[str, Any]:
+    """What a network costs whatever runs it: accuracy, parameters, MACs, bytes."""
+    checkpoint = subject.checkpoint
+    unfinished = "plan" in (checkpoint["pruning"] or {})
+    return {
+        "checkpoint": str(subject.file),
+        # What is reported of an unfinished pruning is not of the network that is timed here.
+        "top1": None if unfinished else checkpoint["metrics"].get("top1"),
+        **stages.costs(subject.network, subject.size),
+        "thop_macs": thop_macs(subject),
+        "file_bytes": subject.file.stat().st_size,
+        "compressed_bytes": len(zlib.compress(subject.file.read_bytes())),
+    }
+
+
+def thop_macs(subject: Subject) -> float:
+    """The count of a popular tool, for comparison: it adds normalisation and pooling."""
+    with warnings.catch_warnings():  # it uses an outdated way to compare versions
+        warnings.simplefilter("ignore")
+        from thop import profile
+
+        network = checkpoints.model_of(subject.checkpoint)  # it leaves buffers behind
+        return profile(network, (torch.randn(subject.shape(1)),), verbose=False)[0]
+
+
+def speed_of(
+    engine: str,
+    own: Measured,
+    first: Measured,
+    theoretical: float,
+    machine: Machine,
+) -> dict[str, Any]:
+    """Times in an engine, and the speed-ups over the first network beside the `theoretical`."""
+    rates = own.rates()
+    best = max(rates, key=lambda batch: rates[batch])
+    speedup = rates[best] / max(first.rates().values())
+    one, many = own.timings[1], own.timings[best]
+    return {
+        "engine": engine,
+        "precision": precision_of(engine, machine),
+        "max_logit_difference": own.max_logit_difference,
+        **_milliseconds("latency_ms", one),
+        "batch_size": best,
+        **_milliseconds("batch_ms", many),
+        "images_per_second": rates[best],
+        "theoretical_speedup": theoretical,
+        "latency_speedup": first.timings[1].median / one.median,
+        "measured_speedup": speedup,
+        "speedup_ratio": speedup / theoretical,
+    }
+
+
+def _milliseconds(name: str, timing: Timing) -> dict[str, float]:
+    parts = {"": timing.median, "_p10": timing.p10, "_p90": timing.p90}
+    return {name + part: seconds * 1e3 for part, seconds in parts.items()}
+
+
+def remarks(
+    row: dict[str, Any], subject: Subject, first: Subject, machine: Machine, multiple: int
+) -> list[str]:
+    """What keeps a network from being as fast as its MACs promise, at batch 1 and at the best."""
+    lines = {}
+    for batch, field in ((1, "latency_speedup"), (row["batch_size"], "measured_speedup")):
+        short = verdict(row["theoretical_speedup"], row[field])
+        if short is None or batch in lines:
+            continue
+        why = reasons(
+            spec_of(subject.network),
+            spec_of(first.network),
+            1 - row["nonzero_params"] / row["params"],
+            subject.shape(batch),
+            row["engine"],
+            machine,
+            multiple,
+        )
+        lines[batch] = f"batch {batch}: {short}" + (f": {'; '.join(why)}" if why else "")
+    return list(lines.values())
+
+
+def layers_of(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any]]:
+    """Every layer of a network: shape, parameters, MACs, and its time in PyTorch."""
+    times = layer_times(subject.network, torch.randn(subject.shape(batch)), machine)
+    return [
+        {
+            "layer": row.name,
+            "shape": "x".join(map(str, row.shape)),
+            "params": row.params,
+            "macs": row.macs,
+            "ms": times[row.name] * 1e3,
+        }
+        for row in layer_costs(spec_of(subject.network), subject.size)
+    ]
+
+
+def keep(subject: Subject, rows: list[dict[str, Any]], machine: Machine) -> None:
+    """Write rows into the run folder of a network, beside those of other engines and machines.
+
+    Rows of a checkpoint that has been replaced since are dropped. A file outside a run folder
+    gets none.
+    """
+    result = subject.file.parent / "result.json"
+    if subject.file.name != "model.pt" or not result.is_file():
+        return
+    file = subject.file.parent / "benchmark.json"
+    sha256 = json.loads(result.read_text()).get("sha256")
+    try:
+        old = json.loads(file.read_text())
+    except (OSError, ValueError):
+        old = []
+    new = [{**row, "sha256": sha256, "machine": describe(machine)} for row in rows]
+
+    def key(row: dict[str, Any]) -> tuple[str, str]:
+        return row["engine"], json.dumps(row["machine"], sort_keys=True)
+
+    merged = {key(row): row for row in [*old, *new] if row["sha256"] == sha256}
+    write_text(file, json.dumps(plain(list(merged.values()))) + "\n")

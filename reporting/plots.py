@@ -1,0 +1,327 @@
+"""Plots, with matplotlib: functions from a study to a figure, None where there is nothing to show.
+
+One colour for each way of pruning throughout; controls are hollow.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from utils.files import write_atomically
+
+from .collect import DENSE, Cell, Finished, Study
+
+COLOURS = {
+    DENSE: "#7f7f7f",
+    "l1": "#3b76d6",
+    "soft": "#e8871e",
+    "weight": "#2ca25f",
+    "random": "#a35cc9",
+    "scratch": "#d6455d",
+}
+MARKERS = "osD^vPX*"
+DASHES = ("-", "--", ":", "-.")
+INK = "#010203"  # stands for the colour of the text around the plot
+STYLE = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8888",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#8883",
+    "figure.dpi": 120,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": ["DejaVu Sans"],
+}
+WIDTH = 8.2  # inches, of every figure
+Published = Sequence[dict[str, Any]]
+
+
+def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
+    """Name -> figure, of all that have something to show."""
+    engine = study.engine()
+    found: dict[str, Figure | None] = {}
+    with matplotlib.rc_context(STYLE):
+        found["accuracy-macs"] = accuracy(
+            study, lambda c: c.mean("effective_macs"), 1e-6, "effective MACs, millions", published
+        )
+        found["accuracy-size"] = accuracy(
+            study, lambda c: c.mean("nonzero_params"), 1e-6, "non-zero parameters, millions"
+        )
+        if engine:
+            found["accuracy-latency"] = accuracy(
+                study, lambda c: c.mean("latency_ms", engine), 1, f"ms for one image, {engine}"
+            )
+            found["accuracy-time"] = accuracy(
+                study,
+                lambda c: _inverse(c.mean("images_per_second", engine)),
+                1e3,
+                f"ms per image in the best batch, {engine}",
+            )
+        found["widths"] = widths(study)
+        found["training"] = training(study)
+        found["churn"] = churn(study)
+        for name, drops in study.sensitivities.items():
+            found[f"sensitivity-{Path(name).parents[1].as_posix().replace('/', '-')}"] = heat(drops)
+    return {name: figure for name, figure in found.items() if figure}
+
+
+def accuracy(
+    study: Study,
+    of: Callable[[Cell], float | None],
+    factor: float,
+    label: str,
+    published: Published = (),
+) -> Figure | None:
+    """Top-1 against a cost: a line for each series, spread of seeds, and the Pareto front."""
+    networks = [n for n in study.networks if sum(of(c) is not None for c in study.of(n)) > 1]
+    if not networks:
+        return None
+    figure, panels = _panels(len(networks), 3.4)
+    shown: dict[str, Any] = {}
+    for axes, network in zip(panels, networks, strict=True):
+        cells = [cell for cell in study.of(network) if of(cell) is not None]
+        points = sorted((of(cell) * factor, -cell.mean("top1")) for cell in cells)
+        front = [(x, -y) for i, (x, y) in enumerate(points) if all(y < q[1] for q in points[:i])]
+        (line,) = axes.plot(*zip(*front, strict=True), color="#8886", lw=5, zorder=1)
+        shown["Pareto front"] = line
+        for series in dict.fromkeys(cell.first.series for cell in cells):
+            own = sorted((of(c) * factor, c) for c in cells if c.first.series == series)
+            shown[series] = _draw_series(axes, own)
+        for point in _published_here(study, network, published):
+            marks = axes.plot(point["x"] * factor, point["top1"], "x", ms=5, color="#999", zorder=2)
+            shown["published"] = marks[0]
+        axes.set_title(network)
+        _log_axis(axes)
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("top-1 %")
+    _legend(figure, shown)
+    return figure
+
+
+def _draw_series(axes: Axes, points: list[tuple[float, Cell]]) -> Any:
+    run = points[0][1].first
+    x, cells = zip(*sorted(points, key=lambda p: p[0]), strict=True)
+    y = [cell.mean("top1") for cell in cells]
+    spread = [cell.spread("top1") or 0 for cell in cells]
+    style = {"color": colour(run), "marker": _marker(run), "ms": 6, "capsize": 2, "lw": 1.4}
+    if run.series == DENSE:
+        style |= {"marker": "*", "ms": 12}
+    if run.control:
+        style |= {"mfc": "none", "ls": "--", "lw": 1}
+    return axes.errorbar(x, y, yerr=spread if any(spread) else None, zorder=3, **style)
+
+
+def _published_here(study: Study, network: str, published: Published) -> list[dict[str, Any]]:
+    dense = study.dense(network)
+    own = [p for p in published if f"{p['dataset']} {p['network']}" == network]
+    if dense is None:
+        return []
+    return [{**p, "x": dense.mean("effective_macs") / p["speedup"]} for p in own]
+
+
+def widths(study: Study) -> Figure | None:
+    """Channels of every convolution, before and after, for the first seed."""
+    panels_of: dict[tuple[str, str], list[Cell]] = {}
+    for cell in study.cells:
+        dense = study.dense(cell.first.network)
+        if dense is None or cell is dense or cell.first.control:
+            continue
+        if cell.first.result.get("widths") != dense.first.result.get("widths"):
+            panels_of.setdefault((cell.first.network, cell.first.amount), []).append(cell)
+    if not panels_of:
+        return None
+    figure, panels = _panels(len(panels_of), 2.6)
+    shown: dict[str, Any] = {}
+    for axes, ((network, amount), cells) in zip(panels, panels_of.items(), strict=True):
+        before = study.dense(network).first.result["widths"]
+        names = [name for name in before if ".se." not in name]
+        positions = range(len(names))
+        shown[DENSE] = axes.bar(positions, [before[n] for n in names], color="#8884", width=1)
+        for cell in cells:
+            after = [cell.first.result["widths"][name] for name in names]
+            (shown[cell.first.series],) = axes.step(
+                positions, after, where="mid", color=colour(cell.first), lw=1.3
+            )
+        axes.set_title(f"{network}, {amount} pruned")
+        axes.set_xlabel("convolution, from input to output")
+    panels[0].set_ylabel("channels")
+    _legend(figure, shown)
+    return figure
+
+
+def training(study: Study) -> Figure | None:
+    """Test accuracy by epoch: from scratch, and recovering."""
+    whole = ("baseline", "like", "scratch")
+    sides = (("from scratch", lambda s: s in whole), ("fine-tuning", lambda s: s not in whole))
+    wanted = []
+    for network in study.networks:
+        for title, belongs in sides:
+            cells = [c for c in study.of(network) if belongs(c.first.stage) and c.first.curve]
+            if cells:
+                wanted.append((f"{network}, {title}", cells))
+    if not wanted:
+        return None
+    figure, panels = _panels(len(wanted), 2.8)
+    shown: dict[str, Any] = {}
+    for axes, (title, cells) in zip(panels, wanted, strict=True):
+        amounts = sorted({cell.first.amount for cell in cells if cell.first.amount})
+        for cell in cells:
+            run = cell.first
+            dash = DASHES[amounts.index(run.amount) % len(DASHES)] if run.amount else "-"
+            epochs = [row["epoch"] for row in run.curve]
+            top1 = [row["top1"] for row in run.curve]
+            (line,) = axes.plot(epochs, top1, dash, color=colour(run), lw=1.3)
+            shown.setdefault(run.series, line)
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        key = ", ".join(f"{a} {d}" for a, d in zip(amounts, DASHES, strict=False))
+        if key:
+            axes.text(0.98, 0.04, key, transform=axes.transAxes, ha="right", fontsize=8)
+    panels[0].set_ylabel("top-1 % on test images")
+    _legend(figure, shown)
+    return figure
+
+
+def churn(study: Study) -> Figure | None:
+    """Soft pruning at work: filters that change sides, and how near the choice is to its end."""
+    runs = [c.first for c in study.cells if any("flipped" in row for row in c.first.curve)]
+    if not runs:
+        return None
+    figure, panels = _panels(len(runs), 2.6)
+    shown: dict[str, Any] = {}
+    for axes, run in zip(panels, runs, strict=True):
+        epochs = [row["epoch"] for row in run.curve]
+        for key, words, shade in (
+            ("flipped", "filters that changed sides", COLOURS["soft"]),
+            ("regrown", "filters that grew back", COLOURS["l1"]),
+        ):
+            values = [row.get(key) or 0 for row in run.curve]
+            shown[words] = axes.bar(epochs, values, color=shade, width=0.8)
+        axes.set_title(f"{run.network}, {run.amount} {run.series}")
+        axes.set_xlabel("epoch")
+        right = axes.twinx()
+        right.grid(False)
+        right.set_ylim(0, 105)
+        overlap = [100 * (row.get("overlap") or float("nan")) for row in run.curve]
+        (line,) = right.plot(epochs, overlap, color="#888", lw=1.5)
+        shown["overlap with the final choice, %"] = line
+    panels[0].set_ylabel("filters")
+    _legend(figure, shown)
+    return figure
+
+
+def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
+    """The heat map of one measurement, as a PNG file."""
+    with matplotlib.rc_context(STYLE):
+        figure = heat(drops)
+    write_atomically(path, lambda file: file.write(to_png(figure)))
+
+
+def heat(drops: dict[str, dict[str, float]]) -> Figure:
+    """Group x ratio -> accuracy drop in points."""
+    groups, ratios = list(drops), list(next(iter(drops.values())))
+    values = [[drops[group][ratio] for ratio in ratios] for group in groups]
+    figure, axes = pyplot.subplots(figsize=(6, 1.2 + 0.24 * len(groups)), layout="constrained")
+    image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0)
+    axes.grid(False)
+    axes.set_xticks(range(len(ratios)), [f"{float(ratio):.0%}" for ratio in ratios])
+    axes.set_yticks(range(len(groups)), groups)
+    axes.set_xlabel("channels of the group cut")
+    axes.set_title("Accuracy lost when one group is cut alone")
+    figure.colorbar(image, label="top-1 on training images, points lost")
+    largest = max(map(max, values))
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            shade = "white" if value > 0.45 * largest else "black"
+            style = {"ha": "center", "va": "center", "fontsize": 7, "color": shade}
+            axes.text(column, row, f"{value:.1f}", **style)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """For a white page."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    pyplot.close(figure)
+    return file.getvalue()
+
+
+def to_svg(figure: Figure) -> str:
+    """For inclusion in a page of any colour: transparent, its ink is that of the page's text."""
+    file = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")
+    return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # as wide as the page has room
+
+
+def colour(run: Finished) -> str:
+    """Of a series: that of its method, or of the control that it is."""
+    words = run.series.split()
+    kind = "scratch" if run.stage == "like" else "random" if "random" in words else words[0]
+    return COLOURS.get(kind, "#17a2b8")
+
+
+def _marker(run: Finished) -> str:
+    variants = run.series.split()[1:]
+    return MARKERS[sum(map(len, variants)) % len(MARKERS)] if variants else "o"
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    size = (WIDTH, height * lines + 0.4)
+    figure, grid = pyplot.subplots(
+        lines, columns, figsize=size, layout="constrained", squeeze=False
+    )
+    panels = list(grid.flat)
+    for empty in panels[count:]:
+        empty.remove()
+    return figure, panels[:count]
+
+
+def _legend(figure: Figure, shown: dict[str, Any]) -> None:
+    columns = 4 if max(map(len, shown)) < 24 else 3
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
+
+
+def _log_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    steps = (1.0, 2.0, 5.0) if high / low < 60 else (1.0,)
+    if high / low < 6:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _inverse(value: float | None) -> float | None:
+    return 1 / value if value else None

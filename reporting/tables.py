@@ -1,0 +1,160 @@
+"""The table of a study: its columns once, for Markdown, CSV and the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any, NamedTuple
+
+from .collect import Cell, Study
+from .summary import theoretical_speedup
+
+
+class Column(NamedTuple):
+    """Heading, and how many digits its numbers have (None for words)."""
+
+    name: str
+    digits: int | None = None
+
+
+COLUMNS = (
+    Column("network"),
+    Column("method"),
+    Column("pruned"),
+    Column("control"),
+    Column("seeds", 0),
+    Column("top-1 %", 2),
+    Column("±", 2),
+    Column("lost", 2),
+    Column("epochs", 0),
+    Column("params M", 3),
+    Column("nonzero M", 3),
+    Column("MACs M", 1),
+    Column("MACs x", 2),
+    Column("file MB", 2),
+    Column("compressed MB", 2),
+    Column("ms at 1", 2),
+    Column("time x at 1", 2),
+    Column("img/s", 0),
+    Column("time x", 2),
+    Column("memory MB", 0),
+    Column("CPU ms", 1),
+    Column("CUDA ms", 1),
+)
+
+
+def rows(study: Study) -> list[list[Any]]:
+    """One row of COLUMNS for each cell; None where nothing was measured."""
+    return [_row(study, cell) for cell in study.cells]
+
+
+def _row(study: Study, cell: Cell) -> list[Any]:
+    engine, first = study.engine(), cell.first
+    dense = study.dense(first.network)
+
+    def timed(key: str, factor: float = 1.0) -> float | None:
+        value = cell.mean(key, engine) if engine else None
+        return None if value is None else value * factor
+
+    lost = dense.mean("top1") - cell.mean("top1") if dense and dense is not cell else None
+    return [
+        first.network,
+        first.series,
+        first.amount,
+        "control" if first.control else "",
+        len(cell.runs),
+        cell.mean("top1"),
+        cell.spread("top1"),
+        lost,
+        first.result["arguments"].get("epochs"),
+        cell.mean("params") / 1e6,
+        cell.mean("nonzero_params") / 1e6,
+        cell.mean("macs") / 1e6,
+        theoretical_speedup(study, cell),
+        timed("file_bytes", 1e-6),
+        timed("compressed_bytes", 1e-6),
+        timed("latency_ms"),
+        timed("latency_speedup"),
+        timed("images_per_second"),
+        timed("measured_speedup"),
+        timed("peak_memory_bytes", 1e-6),
+        timed("cpu_ms"),
+        timed("cuda_ms"),
+    ]
+
+
+def used(table: list[list[Any]]) -> list[int]:
+    """The columns that hold anything."""
+    columns = enumerate(zip(*table, strict=True))
+    return [i for i, column in columns if any(value not in (None, "") for value in column)]
+
+
+def text(value: Any, digits: int | None) -> str:
+    """A cell for people: "" for what was not measured."""
+    if value is None:
+        return ""
+    return str(value) if digits is None else f"{value:.{digits}f}"
+
+
+def markdown(study: Study, only: tuple[str, ...] = ()) -> str:
+    """The table in Markdown, with `only` some of the columns."""
+    table = rows(study)
+    shown = [i for i in used(table) if not only or COLUMNS[i].name in only]
+    head = "| " + " | ".join(COLUMNS[i].name for i in shown) + " |"
+    rule = "|" + "|".join("---" if COLUMNS[i].digits is None else "---:" for i in shown) + "|"
+    lines = [
+        "| " + " | ".join(text(row[i], COLUMNS[i].digits) for i in shown) + " |" for row in table
+    ]
+    return "\n".join([head, rule, *lines]) + "\n"
+
+
+def to_csv(study: Study) -> str:
+    """The table with all digits and all columns."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(column.name for column in COLUMNS)
+    writer.writerows(["" if value is None else value for value in row] for row in rows(study))
+    return file.getvalue()
+
+
+ENGINE_COLUMNS = (
+    Column("network"),
+    Column("method"),
+    Column("pruned"),
+    Column("engine"),
+    Column("ms at 1", 2),
+    Column("p10", 2),
+    Column("p90", 2),
+    Column("time x at 1", 2),
+    Column("batch", 0),
+    Column("img/s", 0),
+    Column("time x", 2),
+    Column("MACs x", 2),
+    Column("of MACs x", 2),
+    Column("memory MB", 0),
+    Column("logits ±", 5),
+)
+ENGINE_KEYS = (
+    ("latency_ms", 1),
+    ("latency_ms_p10", 1),
+    ("latency_ms_p90", 1),
+    ("latency_speedup", 1),
+    ("batch_size", 1),
+    ("images_per_second", 1),
+    ("measured_speedup", 1),
+    ("theoretical_speedup", 1),
+    ("speedup_ratio", 1),
+    ("peak_memory_bytes", 1e-6),
+    ("max_logit_difference", 1),
+)
+
+
+def engine_rows(study: Study) -> list[list[Any]]:
+    """One row of ENGINE_COLUMNS for each engine that the first run of a cell was measured in."""
+    found = []
+    for cell in study.cells:
+        for row in cell.first.speeds:
+            values = ((row.get(key), factor) for key, factor in ENGINE_KEYS)
+            words = [cell.first.network, cell.first.series, cell.first.amount, row["where"]]
+            found.append([*words, *(None if v is None else v * factor for v, factor in values)])
+    return found

@@ -1,0 +1,120 @@
+"""benchmark.py and report.py at the end of a chain, as a user runs them."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import result, run
+
+NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size", "16"]
+TRAIN = ["--epochs", "1", "--train-images", "256", "--batch-size", "64"]
+QUICK = ["--seconds", "0.01", "--batch-size", "8", "4"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A dense network, a slim one that was fine-tuned, and a masked one that was not."""
+    work = tmp_path_factory.mktemp("runs")
+    result(run("main.py", *NET, *TRAIN, cwd=work))
+    for flags in (["--ratio", "0.5"], ["--method", "weight", "--ratio", "0.9"]):
+        result(run("res50prune.py", *NET, *flags, cwd=work))
+    result(run("finetune.py", *NET, *TRAIN, "--ratio", "0.5", cwd=work))
+    return work
+
+
+@pytest.fixture
+def seed(runs, tmp_path):
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "runs/synthetic/resnet20w4/seed0"
+
+
+def test_rows_and_tables(seed, tmp_path):
+    told = run("benchmark.py", *sorted(seed.iterdir()), *QUICK, cwd=tmp_path)
+    rows = result(told)["rows"]
+    assert [(row["name"], row["engine"]) for row in rows] == [
+        *(("baseline", "eager"), ("baseline", "fused")),
+        *(("l1-0.5/finetuned", "eager"), ("l1-0.5/finetuned", "fused")),
+        *(("weight-0.9/pruned", "eager"), ("weight-0.9/pruned", "fused")),
+    ]
+    dense, slim, masked = rows[::2]
+    assert dense["theoretical_speedup"] == dense["measured_speedup"] == 1
+    stored = json.loads((seed / "l1-0.5/finetuned/result.json").read_text())
+    assert slim["theoretical_speedup"] == dense["macs"] / stored["macs"]
+    assert slim["top1"] == stored["top1"]
+    assert masked["params"] == dense["params"]
+    assert masked["nonzero_params"] < 0.2 * dense["params"]
+    assert masked["compressed_bytes"] < 0.6 * dense["compressed_bytes"]
+    for row in rows:
+        assert row["speedup_ratio"] == row["measured_speedup"] / row["theoretical_speedup"]
+        assert row["thop_macs"] > row["macs"]
+        assert row["peak_memory_bytes"] > 0
+        assert 0 < row["latency_ms_p10"] <= row["latency_ms"] <= row["latency_ms_p90"]
+        assert row["batch_size"] in (1, 4, 8)
+        rate = row["batch_size"] / row["batch_ms"] * 1e3
+        assert row["images_per_second"] == pytest.approx(rate)
+        assert row["max_logit_difference"] < 0.5
+    assert any("dense kernels multiply zeros" in line for line in masked["remarks"])
+    assert "dense kernels multiply zeros" in told.stderr
+
+
+def test_profile_and_layers(seed, tmp_path):
+    flags = [*QUICK, "--engines", "eager", "--no-memory", "--profile", "--layers"]
+    told = run("benchmark.py", seed / "baseline", *flags, cwd=tmp_path)
+    found = result(told)
+    (row,) = found["rows"]
+    assert row["cpu_ms"] > 0
+    assert row["cuda_ms"] is None
+    assert "peak_memory_bytes" not in row
+    assert row["operators"][0]["cpu_ms"] >= row["operators"][-1]["cpu_ms"] > 0
+    layers = found["layers"]["baseline"]
+    assert sum(layer["macs"] for layer in layers) == row["macs"]
+    assert sum(layer["params"] for layer in layers) == row["params"]
+    assert "layer1.0.conv1" in told.stderr
+    assert row["operators"][0]["name"] in told.stderr
+
+
+def test_run_folders_keep_their_rows(seed, tmp_path):
+    once = [*QUICK, "--no-memory", "--engines"]
+    result(run("benchmark.py", seed / "baseline", *once, "eager", cwd=tmp_path))
+    result(run("benchmark.py", seed / "baseline", *once, "fused", cwd=tmp_path))
+    result(run("benchmark.py", seed / "baseline", *once, "fused", cwd=tmp_path))
+    kept = json.loads((seed / "baseline/benchmark.json").read_text())
+    assert [row["engine"] for row in kept] == ["eager", "fused"]
+    assert all(row["machine"]["device"] == "cpu" for row in kept)
+    result(run("main.py", *NET, *TRAIN, "--force", "--lr", "0.01", cwd=tmp_path))
+    result(run("benchmark.py", seed / "baseline", *once, "eager", cwd=tmp_path))
+    kept = json.loads((seed / "baseline/benchmark.json").read_text())
+    assert [row["engine"] for row in kept] == ["eager"]  # the other one was of another network
+    again = run("main.py", *NET, *TRAIN, "--lr", "0.01", cwd=tmp_path)
+    assert result(again)["stage"] == "baseline"  # a benchmark does not spoil a run folder
+
+
+def test_a_file_outside_a_run_folder(seed, tmp_path):
+    shutil.copy(seed / "baseline/model.pt", tmp_path / "mine.pt")
+    result(run("benchmark.py", "mine.pt", *QUICK, "--no-memory", cwd=tmp_path))
+    assert not (tmp_path / "benchmark.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--engines", "tensorrt"], 2, "invalid choice"),
+        (["--batch-size", "0"], 2, "at least 1"),
+        (["nowhere.pt"], 1, "nowhere.pt: no such checkpoint"),
+    ],
+)
+def test_errors(seed, tmp_path, flags, code, message):
+    told = run("benchmark.py", seed / "baseline", *flags, cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (code, "")
+    assert message in told.stderr
+
+
+def test_the_chain_ends_in_a_report(seed, tmp_path):
+    result(run("benchmark.py", *sorted(seed.iterdir()), *QUICK, "--no-memory", cwd=tmp_path))
+    told = result(run("report.py", "runs", cwd=tmp_path))
+    assert told["networks"] == 2
+    assert any("weight-0.9/pruned: pruned, but not fine-tuned" in p for p in told["problems"])
+    page = (tmp_path / "runs/report/report.html").read_text()
+    assert "synthetic resnet20w4" in page
+    assert "seed0/l1-0.5/finetuned" in page

@@ -1,0 +1,188 @@
+"""From run folders to figures that can be checked by hand."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from reporting import plots, tables
+from reporting.collect import collect
+from reporting.summary import answers
+from tests.conftest import ROOT, result, run
+from tests.reporting.conftest import SHAPE, timing, write
+
+NETWORK = "cifar100 resnet20"
+
+
+def cell(study, label):
+    return next(c for c in study.cells if c.label == label)
+
+
+def test_runs_become_cells(study):
+    found = collect([study])
+    assert [c.label for c in found.cells] == [
+        *("dense", "l1 0.3", "l1 0.6", "l1 from scratch 0.6", "l1 random 0.6"),
+        *("soft 0.6", "weight 0.6"),
+    ]
+    l1 = cell(found, "l1 0.6")
+    assert l1.mean("top1") == 66.5
+    assert l1.spread("top1") == pytest.approx(0.5**0.5)
+    assert cell(found, "soft 0.6").spread("top1") is None
+    assert [c.label for c in found.cells if c.first.control] == [
+        *("l1 from scratch 0.6", "l1 random 0.6"),
+    ]
+    assert found.engine() == "fused bf16 on cpu"
+    assert [run.stage for run in found.lineage(l1.first)] == ["baseline", "pruned", "finetuned"]
+
+
+def test_what_is_missing_is_listed(study):
+    seed = study / "cifar100/resnet20/seed0"
+    write(seed / "l1-0.9/pruned", "pruned", "l1-0.9", share=0.1)
+    (seed / "soft-0.9/finetuned").mkdir(parents=True)
+    (seed / "soft-0.9/finetuned/metrics.jsonl").write_text('{"epoch": 1, "top1": 1.0}\n')
+    (seed / "l1-0.3/finetuned/result.json").write_text("{")
+    (seed / "weight-0.6/finetuned/benchmark.json").unlink()
+    write(seed / "z-again", "finetuned", "soft-0.6", share=0.4, recipe="default")
+    tuned = seed / "l1-0.6-random/finetuned/result.json"
+    tuned.write_text(tuned.read_text().replace('"epochs": 5', '"epochs": 40'))
+    told = "\n".join(collect([study]).problems)
+    for line in (
+        "l1-0.9/pruned: pruned, but not fine-tuned",
+        "soft-0.9/finetuned: unfinished, 1 epochs so far",
+        "l1-0.3/finetuned: result.json is damaged",
+        f"{NETWORK} soft 0.6: no seed 1",
+        "not measured by benchmark.py: l1 from scratch 0.6, weight 0.6",
+        "the same cell and seed as",
+        "unequal epochs",
+    ):
+        assert line in told, line
+
+
+def test_answers(study):
+    best, pays, separable = answers(collect([study])).values()
+    (first, second) = best
+    assert first.startswith(f"{NETWORK}, 0.3: l1 with 69.90 %")
+    assert second.startswith(f"{NETWORK}, 0.6: weight with 70.20 %; then l1 66.50 ± 0.71 (n=2) %")
+    assert "Best of those with fewer MACs to compute: l1" in second
+    assert "l1 beats l1 random by 2.00" in second
+    assert "l1 beats l1 from scratch by 1.00 (within the spread" in second
+    l1, soft, weight = pays
+    assert "l1 can remove 0.3" in l1
+    assert "1.43x fewer" in l1
+    assert "Time did not: 1.05x" in l1 or "Time followed in part" in l1
+    assert "no cut by soft stays" in soft
+    assert "loses 10.50" in soft
+    assert "weight can remove 0.6" in weight
+    assert "Time did not: 1.00x" in weight
+    assert "No separable network" in separable[0]
+
+
+def test_separable_beside_standard(study):
+    for arch, dense, pruned in (("resnet", 70.0, 66.0), ("resnet_de", 60.0, 50.0)):
+        shape = {**SHAPE, "arch": arch, "depth": 26, "width": 64, "shortcut": "B"}
+        root = study / f"cifar100/{arch}26/seed0"
+        write(root / "baseline", "baseline", top1=dense, shape=shape)
+        write(root / "l1-0.6/finetuned", "finetuned", "l1-0.6", top1=pruned, shape=shape)
+    (line,) = list(answers(collect([study])).values())[2]
+    assert "resnet_de26 loses more than cifar100 resnet26 in 1 of 1 cases, +6.00 points" in line
+    assert "l1 0.6: 4.00 and 10.00" in line
+
+
+def test_tables_agree_with_the_runs(study):
+    found = collect([study])
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(found))))
+    l1 = next(row for row in rows if (row["method"], row["pruned"]) == ("l1", "0.6"))
+    assert float(l1["top-1 %"]) == 66.5
+    assert float(l1["lost"]) == 4.0
+    assert float(l1["MACs x"]) == pytest.approx(2.5)
+    assert float(l1["time x"]) == 2.4
+    assert float(l1["params M"]) == 0.4
+    text = tables.markdown(found)
+    assert len(text.splitlines()) == 2 + len(found.cells)
+    assert "CUDA ms" not in text  # nobody measured it
+
+
+def test_every_plot_is_drawn(study):
+    figures = plots.figures(collect([study]))
+    assert figures.keys() == {
+        *("accuracy-macs", "accuracy-size", "accuracy-latency", "accuracy-time", "widths"),
+        *("training", "churn", "sensitivity-cifar100-resnet20-seed0"),
+    }
+    for figure in figures.values():
+        svg = plots.to_svg(figure)
+        assert "currentColor" in svg
+        assert plots.INK not in svg
+        assert plots.to_png(figure).startswith(b"\x89PNG")
+
+
+def test_a_colour_stays_with_its_method(study):
+    colours = {}
+    for each in collect([study]).cells:
+        colours.setdefault(each.first.series, set()).add(plots.colour(each.first))
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set().union(*colours.values())) == len(colours)
+
+
+def test_published_figures_stand_where_their_speed_up_puts_them(study):
+    points = [{"dataset": "cifar100", "network": "resnet20", "speedup": 2, "top1": 68.0}]
+    figure = plots.figures(collect([study]), points)["accuracy-macs"]
+    (mark,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert mark.get_xydata().tolist() == [[20.0, 68.0]]
+
+
+def test_the_published_figures_of_this_repository_are_sound():
+    points = json.loads((ROOT / "docs/published.json").read_text())
+    assert all(1 <= p["speedup"] < 20 and 50 < p["top1"] < 100 and p["source"] for p in points)
+    assert {"cifar10", "cifar100"} == {p["dataset"] for p in points}
+
+
+def test_the_command(study, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    published = ROOT / "docs/published.json"
+    told = run("report.py", study, "--readme", readme, "--published", published, cwd=tmp_path)
+    assert result(told)["networks"] == 7
+    assert "report.html" in told.stderr
+    folder = study / "report"
+    names = {file.suffix for file in folder.iterdir()}
+    assert names == {".html", ".md", ".csv", ".png"}
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results -->")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text
+    assert "| cifar100 resnet20 | l1 | 0.6 |" in text
+    assert "](runs/report/accuracy-time.png)" in text
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    again = run("report.py", study, "--readme", readme, "--published", published, cwd=tmp_path)
+    assert result(again)["runs"] == result(told)["runs"]  # its own output is no run
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert readme.read_text() == text
+
+
+def test_markup_in_names_is_harmless(study, tmp_path):
+    write(study / "odd", "finetuned", "l1-0.5-<b>bold", share=0.5, speeds=[timing()])
+    result(run("report.py", study, "--title", "<script>", cwd=tmp_path))
+    page = (study / "report/report.html").read_text()
+    assert "<b>bold" not in page
+    assert "<title>&lt;script&gt;</title>" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["nowhere"], 1, "nowhere: no such folder"),
+        (["empty"], 1, "no finished stage"),
+        (["runs", "--readme", "plain.md"], 2, "wants <!-- results -->"),
+        (["runs", "--readme", "none.md"], 1, "none.md"),
+        (["runs", "--published", "plain.md"], 2, "list of objects"),
+    ],
+)
+def test_errors(study, tmp_path, flags, code, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "plain.md").write_text("no markers")
+    told = run("report.py", *flags, cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (code, "")
+    assert message in told.stderr
+    assert len(told.stderr.strip().splitlines()) == 1
+    assert not (study / "report").exists()
