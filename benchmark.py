@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> dict:
     multiple = hardware_multiple(machine.device.type, channel_groups(spec_of(first.network)))
     rows: dict[str, list[dict]] = {subject.name: [] for subject in subjects}
     for engine in dict.fromkeys(args.engines):
+        say(f"{engine}: memory, and what keeps networks from being faster")
         for subject in subjects:
             own, cost = measured[engine, subject.name], costs[subject.name]
             theoretical = costs[first.name]["effective_macs"] / cost["effective_macs"]
@@ -162,7 +163,7 @@ TIMES = (
     ("memory MB", "peak_memory_bytes", 1e-6, 0),
     ("CPU ms", "cpu_ms", 1, 1),
     ("CUDA ms", "cuda_ms", 1, 1),
-    ("logits +-", "max_logit_difference", 1, 4),
+    ("logits +- %", "logit_difference_share", 100, 2),
 )
 
 

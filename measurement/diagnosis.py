@@ -1,7 +1,7 @@
 """Why a smaller network is not as much faster as its MACs promise.
 
-Not guessed: each reason is a measurement of what would be if one thing about the network were
-different, on the same machine, engine and batch.
+Not guessed: each reason is a count, or a measurement of what would be if one thing about the
+network were different, on the same machine, engine and batch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,22 @@ def reasons(
     found = []
     if zeros > 0.01:
         found.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
-    wide = rounded(spec, multiple)
+    if not ENGINES[engine].slow:  # what would be is not worth minutes of compiling
+        found += _what_if(spec, shape, engine, machine, multiple)
+    if spec["arch"] == "resnet_de":
+        time, macs = _depthwise_shares(spec, shape, machine)
+        if time > 1.5 * macs:
+            found.append(f"depthwise layers are {macs:.0%} of its MACs, but {time:.0%} of its time")
+    kept = _activations(dense, shape) / _activations(spec, shape)
+    if kept < 0.75 * _macs(dense, shape) / _macs(spec, shape):
+        found.append(f"the activations that its layers read and write shrank only {kept:.2f}x")
+    return found
+
+
+def _what_if(
+    spec: Spec, shape: tuple[int, ...], engine: str, machine: Machine, multiple: int
+) -> list[str]:
+    wide, found = rounded(spec, multiple), []
     own, bare, even = _times([spec, _one_channel(spec), wide], shape, engine, machine)
     if bare > 0.4 * own:
         found.append(
@@ -62,13 +77,6 @@ def reasons(
             f"odd widths: rounded up to multiples of {multiple} it would take {even / own:.2f} "
             "of its time, with more channels"
         )
-    if spec["arch"] == "resnet_de":
-        time, macs = _depthwise_shares(spec, shape, machine)
-        if time > 1.5 * macs:
-            found.append(f"depthwise layers are {macs:.0%} of its MACs, but {time:.0%} of its time")
-    kept = _activations(dense, shape) / _activations(spec, shape)
-    if kept < 0.75 * _macs(dense, shape) / _macs(spec, shape):
-        found.append(f"the activations that its layers read and write shrank only {kept:.2f}x")
     return found
 
 

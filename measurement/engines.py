@@ -32,10 +32,11 @@ Bind = Callable[[Tensor], Callable[[], Tensor]]
 
 
 class Engine(NamedTuple):
-    """How to prepare a network, and the optional packages that this needs."""
+    """How to prepare a network, the optional packages that this needs, and if it takes seconds."""
 
     prepare: Callable[[nn.Module, Machine], Bind]
     needs: tuple[str, ...] = ()
+    slow: bool = True
 
 
 def eager(network: nn.Module, machine: Machine) -> Bind:
@@ -126,8 +127,8 @@ def _from_onnx(network: nn.Module, load: Callable[[Path], Any]) -> Callable[[int
 
 
 ENGINES = {
-    "eager": Engine(eager),
-    "fused": Engine(fused),
+    "eager": Engine(eager, slow=False),
+    "fused": Engine(fused, slow=False),
     "compile": Engine(compiled),
     "onnxruntime": Engine(onnxruntime, ("onnx", "onnxscript", "onnxruntime")),
     "openvino": Engine(openvino, ("onnx", "onnxscript", "openvino")),

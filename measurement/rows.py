@@ -45,10 +45,14 @@ class Subject(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of one network in one engine: times by batch, error of the logits."""
+    """What was measured of one network in one engine: times by batch, error of the logits.
+
+    The error is the largest difference, as it is and as a share of the largest logit.
+    """
 
     timings: dict[int, Timing]
-    max_logit_difference: float
+    difference: float
+    share: float
 
     def rates(self) -> dict[int, float]:
         """Images per second by batch."""
@@ -67,7 +71,7 @@ def measure(
     The logits are compared with those of PyTorch in float32 on the same images.
     """
     exact = Machine(machine.device, torch.float32)
-    found = {(e, s.name): Measured({}, 0.0) for e in engines for s in subjects}
+    found = {(e, s.name): Measured({}, 0.0, 0.0) for e in engines for s in subjects}
     bound = {}
     for engine, subject in ((e, s) for e in engines for s in subjects):
         bound[engine, subject.name] = ENGINES[engine].prepare(subject.network, machine)
@@ -80,9 +84,9 @@ def measure(
                 say(f"compiling {name} for batches of {batch}")
             calls[engine, name] = call = bind(x)
             error = (call().float().cpu() - wanted[name]).abs().max().item()
-            before = found[engine, name]
+            share, before = error / wanted[name].abs().max().item(), found[engine, name]
             found[engine, name] = before._replace(
-                max_logit_difference=max(error, before.max_logit_difference)
+                difference=max(error, before.difference), share=max(share, before.share)
             )
         say(f"timing {len(subjects)} networks in {' '.join(engines)}, batch {batch}")
         timings = interleaved(list(calls.values()), machine.device, seconds)
@@ -131,7 +135,8 @@ def speed_of(
     return {
         "engine": engine,
         "precision": precision_of(engine, machine),
-        "max_logit_difference": own.max_logit_difference,
+        "max_logit_difference": own.difference,
+        "logit_difference_share": own.share,
         **_milliseconds("latency_ms", one),
         "batch_size": best,
         **_milliseconds("batch_ms", many),

@@ -132,7 +132,7 @@ ENGINE_COLUMNS = (
     Column("MACs x", 2),
     Column("of MACs x", 2),
     Column("memory MB", 0),
-    Column("logits ±", 5),
+    Column("logits ± %", 2),
 )
 ENGINE_KEYS = (
     ("latency_ms", 1),
@@ -145,7 +145,7 @@ ENGINE_KEYS = (
     ("theoretical_speedup", 1),
     ("speedup_ratio", 1),
     ("peak_memory_bytes", 1e-6),
-    ("max_logit_difference", 1),
+    ("logit_difference_share", 100),
 )
 
 
