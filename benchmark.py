@@ -7,7 +7,7 @@
 
 Takes checkpoints and run folders; of a folder like l1-0.6 it takes the fine-tuned networks and
 those from scratch, or else the pruned one. The first is what the others are compared with. All
-networks in all engines are timed in turn, in one process, on random images; the logits of every
+networks are timed in turn, engine by engine, in one process, on random images; the logits of every
 engine are compared with those of PyTorch in float32. Prints tables, says what keeps a network
 from being as fast as its MACs promise, and gives the same figures as one JSON line. Each run
 folder keeps its rows in benchmark.json, for report.py.
@@ -29,7 +29,7 @@ from utils import checkpoint as checkpoints
 from utils import cli
 from utils.exports import require
 from utils.log import say, table
-from utils.machine import describe, prepare
+from utils.machine import Machine, describe, prepare
 
 LAST_STAGES = ("finetuned*", "scratch", "like*")  # what stands for a folder of several stages
 
@@ -59,9 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=cli.number(float, 0),
         default=2.0,
         metavar="X",
-        help="to spend on each network at each batch size, roughly",
+        help="to time at each batch size, for the slowest of the networks",
     )
-    g.add_argument("--profile", action="store_true", help="time and operators by torch.profiler")
+    g.add_argument(
+        "--profile",
+        action="store_true",
+        help="of eager and fused: time on CPU and CUDA by torch.profiler, most expensive operators",
+    )
     g.add_argument("--layers", action="store_true", help="shape, cost and time of every layer")
     g.add_argument("--no-memory", action="store_true", help="do not measure the peak memory")
     cli.add_machine_flags(p)
@@ -73,37 +77,43 @@ def main(args: argparse.Namespace) -> dict:
     for engine in args.engines:
         require(*ENGINES[engine].needs)
     subjects = load(args.checkpoints)
-    first, largest = subjects[0], max(args.batch_size)
-    measured = measure(subjects, args.engines, args.batch_size, args.seconds, machine)
+    first = subjects[0]
     costs = {subject.name: costs_of(subject) for subject in subjects}
-    multiple = hardware_multiple(machine.device.type, channel_groups(spec_of(first.network)))
-    rows: dict[str, list[dict]] = {subject.name: [] for subject in subjects}
+    rows = []
     for engine in dict.fromkeys(args.engines):
+        measured = measure(subjects, engine, args.batch_size, args.seconds, machine)
         say(f"{engine}: memory, and what keeps networks from being faster")
         for subject in subjects:
-            own, cost = measured[engine, subject.name], costs[subject.name]
+            cost, own = costs[subject.name], measured[subject.name]
             theoretical = costs[first.name]["effective_macs"] / cost["effective_macs"]
-            speed = speed_of(engine, own, measured[engine, first.name], theoretical, machine)
-            row = {"name": subject.name, "compared_with": first.name, **cost, **speed}
-            if not args.no_memory:
-                shape = subject.shape(largest)
-                row["peak_memory_bytes"] = peak_memory(
-                    subject.file, shape, machine, args.precision, engine
-                )
-            if args.profile and not ENGINES[engine].needs:
-                x = torch.randn(subject.shape(largest))
-                call = ENGINES[engine].prepare(subject.network, machine)(x)
-                row |= profile(call, machine.device)._asdict()
-            row["remarks"] = remarks(row, subject, first, machine, multiple)
-            rows[subject.name].append(row)
-    found: dict[str, Any] = {"stage": "benchmark", "machine": describe(machine)}
-    found["rows"] = [row for own in rows.values() for row in own]
+            row = {"name": subject.name, "compared_with": first.name, **cost}
+            row |= speed_of(engine, own, measured[first.name], theoretical, machine)
+            row |= more_of(args, subject, first, row, machine)
+            keep(subject, row, first, machine)
+            rows.append(row)
+    found: dict[str, Any] = {"stage": "benchmark", "machine": describe(machine), "rows": rows}
     if args.layers:
-        found["layers"] = {s.name: layers_of(s, largest, machine) for s in subjects}
+        found["layers"] = {s.name: layers_of(s, max(args.batch_size), machine) for s in subjects}
     say(render(found))
-    for subject in subjects:
-        keep(subject, rows[subject.name], machine)
     return found
+
+
+def more_of(
+    args: argparse.Namespace, subject: Subject, first: Subject, row: dict, machine: Machine
+) -> dict[str, Any]:
+    """Memory and profile, at the largest batch, and remarks for a row."""
+    engine, largest = row["engine"], max(args.batch_size)
+    shape, more = subject.shape(largest), {"memory_batch": largest}
+    if not args.no_memory:
+        more["peak_memory_bytes"] = peak_memory(
+            subject.file, shape, machine, args.precision, engine
+        )
+    if args.profile and not ENGINES[engine].slow:
+        call = ENGINES[engine].prepare(subject.network, machine)(torch.randn(shape))
+        more |= profile(call, machine.device)._asdict()
+    multiple = hardware_multiple(machine.device.type, channel_groups(spec_of(first.network)))
+    more["remarks"] = remarks(row, subject, first, machine, multiple)
+    return more
 
 
 def load(paths: list[Path]) -> list[Subject]:

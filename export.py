@@ -24,7 +24,7 @@ from utils import checkpoint as checkpoints
 from utils import cli, stages
 from utils.checkpoint import Checkpoint
 from utils.data import Data, normalise
-from utils.exports import FORMATS
+from utils.exports import FORMATS, require
 from utils.files import sha256
 from utils.log import say
 from utils.runs import plain
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
+    require(*FORMATS[args.format].needs)
     source = checkpoints.find(args.checkpoint)
     checkpoint = checkpoints.load(source)
     stages.require_finished(checkpoint, source)
@@ -91,6 +92,8 @@ def main(args: argparse.Namespace) -> dict:
         difference = verify(args.format, file, inputs, wanted, notes)
         written = sorted(Path(folder).iterdir(), key=lambda path: path.name == target.name)
         for path in written:  # the file itself last, its weights first
+            with path.open("rb") as content:
+                os.fsync(content.fileno())
             os.replace(path, target.parent / path.name)
     size = sum((target.parent / path.name).stat().st_size for path in written)
     say(f"{target}: {size / 1e6:.2f} MB, logits within {difference:.1e} on {len(images)} images")
@@ -136,13 +139,14 @@ def metadata(
 
 def refuse_other(args: argparse.Namespace, target: Path, notes: dict[str, Any]) -> None:
     """Raise ValueError rather than overwrite a file that is not an export of this checkpoint."""
-    if args.force or not target.exists():
+    beside = target.with_suffix(".bin") if args.format == "openvino" else target
+    if args.force or not (target.exists() or beside.exists()):
         return
     found: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # whatever a foreign file makes its reader raise
         found = FORMATS[args.format].metadata(target)
     if any(found.get(key) != notes[key] for key in ("checkpoint", "input")):
-        raise ValueError(f"{target} is something else; another --save, or --force to replace it")
+        raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
 
 
 def verify(
@@ -151,7 +155,8 @@ def verify(
     """Largest difference of the file's logits, in a batch and alone; ExportError if too large."""
     run = FORMATS[format_].runner(file)
     pairs = ((run(inputs), wanted), (run(inputs[:1]), wanted[:1]))
-    difference = max((found - expected).abs().max().item() for found, expected in pairs)
+    differences = [(found - expected).abs().max() for found, expected in pairs]
+    difference = torch.stack(differences).max().item()  # NaN if any is, unlike Python's max
     if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
         raise ExportError(f"{format_}: the logits differ by {difference:.1e}; no file was written")
     if FORMATS[format_].metadata(file) != notes:

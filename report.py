@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> dict:
         write_atomically(folder / f"{name}.png", lambda file, png=png: file.write(png))
     write_text(folder / "report.csv", tables.to_csv(study))
     write_text(folder / "report.md", markdown(study, summary, list(figures), args.title))
-    write_text(folder / "report.html", page.render(study, summary, svgs, args.title))
+    write_text(folder / "report.html", page.render(study, summary, svgs, published, args.title))
     if args.readme:
         write_text(args.readme, with_results(readme, study, summary, folder, args.readme))
     for question, lines in summary.items():

@@ -41,7 +41,7 @@ stage() {
 stage main.py "$@" --epochs "$EPOCHS"
 for method in ${METHODS:-l1}; do
     for ratio in ${RATIOS:-0.3 0.6 0.9}; do
-        stage res50prune.py "$@" --method "$method" --ratio "$ratio"
+        python "$here/res50prune.py" "$@" --method "$method" --ratio "$ratio" >/dev/null
         stage finetune.py "$@" --method "$method" --ratio "$ratio" --epochs "$TUNE_EPOCHS"
     done
 done

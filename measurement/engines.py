@@ -18,14 +18,14 @@ import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import layer_costs, spec_of
-from utils.exports import FORMATS, require
+from utils.exports import FORMATS, ONNX, require
 from utils.machine import Machine, place
 
 Bind = Callable[[Tensor], Callable[[], Tensor]]
@@ -40,7 +40,7 @@ class Engine(NamedTuple):
 
 
 def eager(network: nn.Module, machine: Machine) -> Bind:
-    """PyTorch as in training, but with the weights in the type of the machine once and for all."""
+    """PyTorch layer by layer; weights and images in the type of the machine, without autocast."""
     return _in_torch(copy.deepcopy(network), machine)
 
 
@@ -71,67 +71,76 @@ def compiled(network: nn.Module, machine: Machine) -> Bind:
     return bind
 
 
-def onnxruntime(network: nn.Module, machine: Machine) -> Bind:
-    """ONNX Runtime, in float32: its convolutions on CPUs know no bf16."""
+def load_onnxruntime(file: Path, machine: Machine) -> Bind:
+    """An ONNX file in ONNX Runtime, in float32: its convolutions on CPUs know no bf16.
+
+    On CUDA a run includes the way of the images to the device and of the logits back.
+    """
     (ort,) = require("onnxruntime")
     provider = "CUDAExecutionProvider" if machine.device.type == "cuda" else "CPUExecutionProvider"
     if provider not in ort.get_available_providers():
         raise ValueError(f"--engines onnxruntime: the installed package has no {provider}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Its threads would go on spinning after each run, at the cost of whatever is timed next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    load = partial(ort.InferenceSession, sess_options=options, providers=[provider])
-    start = _from_onnx(network, load)
+    content = file.read_bytes()
 
     def bind(images: Tensor) -> Callable[[], Tensor]:
-        session = start(images.shape[-1])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_free_dimension_override_by_name("batch", len(images))
+        session = ort.InferenceSession(content, options, providers=[provider])
         feed = {"images": images.float().cpu().contiguous().numpy()}
         return lambda: torch.from_numpy(session.run(None, feed)[0])
 
     return bind
 
 
-def openvino(network: nn.Module, machine: Machine) -> Bind:
-    """OpenVINO on the CPU, in the type of the machine."""
+def load_openvino(file: Path, machine: Machine) -> Bind:
+    """An ONNX file in OpenVINO, on the CPU, in the type of the machine."""
     if machine.device.type != "cpu":
         raise ValueError("--engines openvino: here it runs on the CPU only; use --device cpu")
     (ov,) = require("openvino")
+    core = ov.Core()
+    model = core.read_model(file.read_bytes())
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "bf16" if machine.dtype == torch.bfloat16 else "f32",
     }
-    start = _from_onnx(network, lambda file: ov.Core().compile_model(file, "CPU", hints))
 
     def bind(images: Tensor) -> Callable[[], Tensor]:
-        program = start(images.shape[-1])
+        model.reshape(list(images.shape))
+        program = core.compile_model(model, "CPU", hints)
         feed = [images.float().cpu().contiguous().numpy()]
         return lambda: torch.from_numpy(program(feed, share_inputs=True)[0])
 
     return bind
 
 
-def _from_onnx(network: nn.Module, load: Callable[[Path], Any]) -> Callable[[int], Any]:
-    """What `load` makes of the network as an ONNX file, once for each size of the images."""
-    network = copy.deepcopy(network).cpu().float().eval()
+RUNTIMES = {"onnxruntime": load_onnxruntime, "openvino": load_openvino}
 
+
+def write_onnx(network: nn.Module, size: int, file: Path) -> None:
+    """The network as an ONNX file for images of `size` pixels, for one of RUNTIMES to load."""
+    network = copy.deepcopy(network).cpu().float().eval()
+    FORMATS["onnx"].write(network, torch.zeros(2, 3, size, size), file, {})
+
+
+def _through_onnx(runtime: str, network: nn.Module, machine: Machine) -> Bind:
     @cache
-    def start(size: int) -> Any:
+    def load(size: int) -> Bind:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.onnx")
-            FORMATS["onnx"].write(network, torch.zeros(2, 3, size, size), file, {})
-            return load(file)
+            write_onnx(network, size, file)
+            return RUNTIMES[runtime](file, machine)
 
-    return start
+    return lambda images: load(images.shape[-1])(images)
 
 
 ENGINES = {
     "eager": Engine(eager, slow=False),
     "fused": Engine(fused, slow=False),
     "compile": Engine(compiled),
-    "onnxruntime": Engine(onnxruntime, ("onnx", "onnxscript", "onnxruntime")),
-    "openvino": Engine(openvino, ("onnx", "onnxscript", "openvino")),
+    "onnxruntime": Engine(partial(_through_onnx, "onnxruntime"), (*ONNX, "onnxruntime")),
+    "openvino": Engine(partial(_through_onnx, "openvino"), (*ONNX, "openvino")),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from models import build, new_spec
 from utils import checkpoint as checkpoints
 from utils.machine import Machine, prepare
 
-from .engines import ENGINES
+from .engines import ENGINES, RUNTIMES, write_onnx
+
+IN_TORCH = ("eager", "fused")  # whose memory PyTorch's allocator sees; graphs have their own
 
 
 def peak_memory(
@@ -24,27 +27,36 @@ def peak_memory(
 
     On CUDA what PyTorch's allocator held at most; on the CPU the growth of the resident set of a
     fresh process, from before the network is loaded to after the batch. None where the kernel
-    does not tell (anything but Linux), and where it would be the compiler that is measured.
+    does not tell (anything but Linux), where it would be the compiler that is measured, and for
+    what PyTorch's allocator does not see.
     """
-    x = torch.randn(shape)
     if machine.device.type == "cuda":
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        run = ENGINES[engine].prepare(_load(path), machine)(x)
-        run()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return _allocated(path, shape, machine, engine) if engine in IN_TORCH else None
     if engine == "compile":
         return None
     # A fresh process, since this one's allocator keeps what earlier networks gave back.
     context = multiprocessing.get_context("spawn")
     # The parent alone answers an interrupt.
     ignore = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore) as pool,
+    ):
+        if engine in RUNTIMES:  # what writes the file needs more memory than what runs it
+            network, path = _load(path), Path(folder, "model.onnx")
+            write_onnx(network, shape[-1], path)
         threads = torch.get_num_threads()
         return pool.submit(_resident_growth, path, shape, threads, precision, engine).result()
+
+
+def _allocated(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    run = ENGINES[engine].prepare(_load(path), machine)(torch.randn(shape))
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _load(path: Path) -> nn.Module:
@@ -56,12 +68,21 @@ def _resident_growth(
 ) -> int | None:
     machine = prepare("cpu", precision, threads, keep_memory=False)
     x = torch.randn(shape)
+    # What the first network sets up belongs to none.
     tiny = build(new_spec(20, 10, width=1, shortcut="B")).eval()
-    ENGINES[engine].prepare(tiny, machine)(x[:1])()  # what the first one sets up is no network's
+    if engine in RUNTIMES:
+        with tempfile.TemporaryDirectory() as folder:
+            write_onnx(tiny, shape[-1], Path(folder, "tiny.onnx"))
+            RUNTIMES[engine](Path(folder, "tiny.onnx"), machine)(x[:1])()
+    else:
+        ENGINES[engine].prepare(tiny, machine)(x[:1])()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here; proc(5)
         before = _resident("VmRSS")
-        ENGINES[engine].prepare(_load(path), machine)(x)()
+        if engine in RUNTIMES:
+            RUNTIMES[engine](path, machine)(x)()
+        else:
+            ENGINES[engine].prepare(_load(path), machine)(x)()
         return _resident("VmHWM") - before
     except OSError:
         return None

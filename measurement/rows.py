@@ -16,7 +16,8 @@ from models import layer_costs, spec_of
 from utils import checkpoint as checkpoints
 from utils import stages
 from utils.checkpoint import Checkpoint
-from utils.files import write_text
+from utils.files import locked, write_text
+from utils.files import sha256 as sha256_of
 from utils.log import say
 from utils.machine import Machine, describe
 from utils.runs import plain
@@ -61,38 +62,37 @@ class Measured(NamedTuple):
 
 def measure(
     subjects: Sequence[Subject],
-    engines: Sequence[str],
+    engine: str,
     batches: Sequence[int],
     seconds: float,
     machine: Machine,
-) -> dict[tuple[str, str], Measured]:
-    """Time all networks in all engines in turn, at each batch; keys are (engine, name).
+) -> dict[str, Measured]:
+    """Time all networks in an engine in turn, at each batch; name -> what was measured.
 
-    The logits are compared with those of PyTorch in float32 on the same images.
+    The logits are compared with those of PyTorch in float32, on the CPU, on the same images.
     """
-    exact = Machine(machine.device, torch.float32)
-    found = {(e, s.name): Measured({}, 0.0, 0.0) for e in engines for s in subjects}
-    bound = {}
-    for engine, subject in ((e, s) for e in engines for s in subjects):
-        bound[engine, subject.name] = ENGINES[engine].prepare(subject.network, machine)
+    exact = Machine(torch.device("cpu"), torch.float32)
+    prepare = ENGINES[engine].prepare
+    bound = {subject.name: prepare(subject.network, machine) for subject in subjects}
+    timings: dict[str, dict[int, Timing]] = {name: {} for name in bound}
+    errors: dict[str, list[list[float]]] = {name: [] for name in bound}
     for batch in dict.fromkeys((1, *batches)):
         x = torch.randn(subjects[0].shape(batch))
-        wanted = {s.name: eager(s.network, exact)(x)().cpu() for s in subjects}
         calls = {}
-        for (engine, name), bind in bound.items():
+        for subject in subjects:
             if engine == "compile":
-                say(f"compiling {name} for batches of {batch}")
-            calls[engine, name] = call = bind(x)
-            error = (call().float().cpu() - wanted[name]).abs().max().item()
-            share, before = error / wanted[name].abs().max().item(), found[engine, name]
-            found[engine, name] = before._replace(
-                difference=max(error, before.difference), share=max(share, before.share)
-            )
-        say(f"timing {len(subjects)} networks in {' '.join(engines)}, batch {batch}")
-        timings = interleaved(list(calls.values()), machine.device, seconds)
-        for key, timing in zip(calls, timings, strict=True):
-            found[key].timings[batch] = timing
-    return found
+                say(f"compiling {subject.name} for batches of {batch}")
+            calls[subject.name] = call = bound[subject.name](x)
+            wanted = eager(subject.network, exact)(x)()
+            error = (call().float().cpu() - wanted).abs().max()
+            errors[subject.name].append([error.item(), (error / wanted.abs().max()).item()])
+        say(f"{engine}: timing {len(subjects)} networks, batch {batch}")
+        found = interleaved(list(calls.values()), machine.device, seconds)
+        for name, timing in zip(calls, found, strict=True):
+            timings[name][batch] = timing
+    # Not max(), which loses a NaN.
+    worst = {name: torch.tensor(own).amax(0).tolist() for name, own in errors.items()}
+    return {name: Measured(timings[name], *worst[name]) for name in bound}
 
 
 def costs_of(subject: Subject) -> dict[str, Any]:
@@ -106,8 +106,14 @@ def costs_of(subject: Subject) -> dict[str, Any]:
         **stages.costs(subject.network, subject.size),
         "thop_macs": thop_macs(subject),
         "file_bytes": subject.file.stat().st_size,
-        "compressed_bytes": len(zlib.compress(subject.file.read_bytes())),
+        # Of the weights alone: the file also has masks and history.
+        "compressed_bytes": len(zlib.compress(_weights(checkpoint))),
     }
+
+
+def _weights(checkpoint: Checkpoint) -> bytes:
+    tensors = checkpoint["state_dict"].values()
+    return b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)
 
 
 def thop_macs(subject: Subject) -> float:
@@ -138,8 +144,10 @@ def speed_of(
         "max_logit_difference": own.difference,
         "logit_difference_share": own.share,
         **_milliseconds("latency_ms", one),
+        "latency_calls": one.calls,
         "batch_size": best,
         **_milliseconds("batch_ms", many),
+        "batch_calls": many.calls,
         "images_per_second": rates[best],
         "theoretical_speedup": theoretical,
         "latency_speedup": first.timings[1].median / one.median,
@@ -190,25 +198,36 @@ def layers_of(subject: Subject, batch: int, machine: Machine) -> list[dict[str, 
     ]
 
 
-def keep(subject: Subject, rows: list[dict[str, Any]], machine: Machine) -> None:
-    """Write rows into the run folder of a network, beside those of other engines and machines.
+def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine) -> None:
+    """Write a row into the run folder of a network, beside those of other engines and machines.
 
-    Rows of a checkpoint that has been replaced since are dropped. A file outside a run folder
-    gets none.
+    The row notes the hash of its checkpoint and of the one that it was compared with; rows of a
+    checkpoint that has been replaced since are dropped. A file outside a run folder gets none.
     """
-    result = subject.file.parent / "result.json"
-    if subject.file.name != "model.pt" or not result.is_file():
+    sha256, reference = _hash_of(subject), _hash_of(first)
+    if sha256 is None:
         return
-    file = subject.file.parent / "benchmark.json"
-    sha256 = json.loads(result.read_text()).get("sha256")
-    try:
-        old = json.loads(file.read_text())
-    except (OSError, ValueError):
-        old = []
-    new = [{**row, "sha256": sha256, "machine": describe(machine)} for row in rows]
+    new = {**row, "sha256": sha256, "reference": reference, "machine": describe(machine)}
 
     def key(row: dict[str, Any]) -> tuple[str, str]:
         return row["engine"], json.dumps(row["machine"], sort_keys=True)
 
-    merged = {key(row): row for row in [*old, *new] if row["sha256"] == sha256}
-    write_text(file, json.dumps(plain(list(merged.values()))) + "\n")
+    file = subject.file.parent / "benchmark.json"
+    try:
+        with locked(file.parent):
+            try:
+                old = [row for row in json.loads(file.read_text()) if row["sha256"] == sha256]
+                merged = {key(row): row for row in (*old, new)}
+            except (OSError, ValueError, TypeError, KeyError):
+                merged = {"": new}
+            write_text(file, json.dumps(plain(list(merged.values()))) + "\n")
+    except OSError as error:
+        say(f"{file}: not written ({error.strerror}); report.py will not know this measurement")
+
+
+def _hash_of(subject: Subject) -> str | None:
+    """Of the checkpoint of a finished run, as its result tells it."""
+    result = subject.file.parent / "result.json"
+    if subject.file.name != "model.pt" or not result.is_file():
+        return None
+    return sha256_of(subject.file)

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from utils.machine import Machine, place
+from utils.machine import Machine
 
 from .engines import eager
 
 WARMUP = 3
+PROFILED = 3  # calls
 
 
 class Timing(NamedTuple):
@@ -74,7 +76,7 @@ def relative_latency(
 
 def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, float]:
     """Median seconds that each layer takes on the batch `x`, one by one in PyTorch."""
-    network = place(copy.deepcopy(network), machine).to(machine.dtype).eval()
+    network = copy.deepcopy(network)
     samples: dict[str, list[float]] = {}
 
     def clock() -> float:
@@ -92,7 +94,7 @@ def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, fl
     for name, layer in network.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
             watch(name, layer)
-    call = eager(network, machine)(x)
+    call = eager(network, machine)(x)  # copies the hooks too
     for _ in range(WARMUP + 7):
         call()
     return {name: statistics.median(own[WARMUP:]) for name, own in samples.items()}
@@ -107,25 +109,31 @@ class Profile(NamedTuple):
 
 
 def profile(call: Callable[[], object], device: torch.device, most: int = 5) -> Profile:
-    """What torch.profiler sees of one call: time on the CPU, and of the kernels on CUDA."""
+    """What torch.profiler sees: time of operators on the CPU, and of kernels on CUDA, per call."""
     kinds = [ProfilerActivity.CPU]
     on_cuda = device.type == "cuda"
     if on_cuda:
         kinds.append(ProfilerActivity.CUDA)
     call()
     with torch.profiler.profile(activities=kinds) as profiler:
-        call()
+        for _ in range(PROFILED):
+            call()
         if on_cuda:
             torch.cuda.synchronize(device)
+    # Kernels have events of their own beside those of the operators that launched them.
+    events = profiler.key_averages()
+    kernels = [event for event in events if event.device_type != DeviceType.CPU]
     operators = [
         {
             "name": event.key,
-            "cpu_ms": event.self_cpu_time_total / 1e3,
-            "cuda_ms": event.self_device_time_total / 1e3 if on_cuda else None,
-            "calls": event.count,
+            "cpu_ms": event.self_cpu_time_total / 1e3 / PROFILED,
+            "cuda_ms": event.self_device_time_total / 1e3 / PROFILED if on_cuda else None,
+            "calls": event.count // PROFILED,
         }
-        for event in profiler.key_averages()
+        for event in events
+        if event.device_type == DeviceType.CPU and "Synchronize" not in event.key
     ]
-    totals = [sum(o[kind] for o in operators) for kind in ("cpu_ms", "cuda_ms")[: 1 + on_cuda]]
+    cpu_ms = sum(operator["cpu_ms"] for operator in operators)
+    cuda_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1e3 / PROFILED
     operators.sort(key=lambda o: o["cuda_ms"] if on_cuda else o["cpu_ms"], reverse=True)
-    return Profile(totals[0], totals[1] if on_cuda else None, operators[:most])
+    return Profile(cpu_ms, cuda_ms if on_cuda else None, operators[:most])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,29 @@ class Finished:
 
     @property
     def amount(self) -> str:
-        """How much was pruned, as the tag of the run says it: "0.6", "macs0.5"; "" for none."""
-        return self.result["tag"].split("-")[1] if self.result.get("tag") else ""
+        """How much was pruned, as its tag says it: "0.6", "macs0.5", "0.3+0.6"; "" for nothing."""
+        return "+".join(part.split("-")[1] for part in self._prunings)
 
     @property
     def series(self) -> str:
         """What else tells runs apart: the way of pruning, of training again; or a control."""
-        if not self.result.get("tag"):
+        if not self._prunings:
             return DENSE
-        method, _, *variant = self.result["tag"].split("-")
-        words, arguments = [method, *variant], self.result["arguments"]
+        words, arguments = [], self.result["arguments"]
+        words.append("+".join(part.split("-")[0] for part in self._prunings))
+        words += [word for part in self._prunings for word in part.split("-")[2:]]
         if arguments.get("recipe", "default") != "default":
             words.append(arguments["recipe"])
-        words += [w for flag, w in WORDS.items() if arguments.get(flag)]
+        words += [word for flag, word in WORDS.items() if arguments.get(flag)]
         if self.stage in ("like", "scratch"):
             words.append("from scratch")
         if arguments.get("budget") == "flops":
             words.append("(equal FLOPs)")
         return " ".join(words)
+
+    @property
+    def _prunings(self) -> list[str]:
+        return self.result["tag"].split("+") if self.result["tag"] else []
 
     @property
     def control(self) -> bool:
@@ -96,6 +101,11 @@ class Cell:
         values = self._values(key, None)
         return statistics.stdev(values) if len(values) > 1 else None
 
+    def minus(self, other: Cell) -> list[float]:
+        """Differences of top-1 to another cell, seed by seed, of the seeds that both have."""
+        theirs = {run.seed: run.result["top1"] for run in other.runs}
+        return [r.result["top1"] - theirs[r.seed] for r in self.runs if r.seed in theirs]
+
     def _values(self, key: str, engine: str | None) -> list[float]:
         if engine is None:
             found = [run.result.get(key) for run in self.runs]
@@ -133,11 +143,26 @@ class Study:
 
     def lineage(self, run: Finished) -> list[Finished]:
         """The stages that led to a network, the dense one first, as far as they are here."""
-        by_hash = {other.result.get("sha256"): other for other in self.finished}
+        by_hash = {other.result["sha256"]: other for other in self.finished}
         chain = [run]
         while parent := by_hash.get(chain[0].result["arguments"].get("parent")):
             chain.insert(0, parent)
         return chain
+
+
+NEEDED = {"stage", "arguments", "seed", "top1", "macs", "tag", "sha256", "widths", "machine"}
+
+
+def _complete(result: Any) -> bool:
+    if not isinstance(result, dict) or not result.keys() >= NEEDED:
+        return False
+    arguments = result["arguments"]
+    return isinstance(arguments, dict) and arguments.keys() >= {
+        "arch",
+        "depth",
+        "width",
+        "shortcut",
+    }
 
 
 def collect(roots: Iterable[Path]) -> Study:
@@ -147,38 +172,67 @@ def collect(roots: Iterable[Path]) -> Study:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder")
         for file in sorted(root.rglob("result.json")):
-            folder = file.parent.relative_to(root).as_posix()
-            try:
-                result = json.loads(file.read_text())
-                assert {"stage", "arguments", "seed", "top1", "macs"} <= result.keys()
-            except (ValueError, OSError, AttributeError, AssertionError):
-                problems.append(f"{folder}: result.json is damaged; run the stage again")
+            result = _read(file, problems)
+            if not _complete(result):
+                problems.append(f"{file}: damaged, or of an older version; --force makes it again")
                 continue
-            curve = _lines(file.with_name("metrics.jsonl"))
-            speeds = _lines(file.with_name("benchmark.json"))
-            speeds = [{**row, "where": _where(row)} for row in speeds]
+            folder = file.parent.relative_to(root).as_posix()
+            speeds = _read(file.with_name("benchmark.json"), problems) or []
+            curve = _curve(file.with_name("metrics.jsonl"), problems)
             finished.append(Finished(folder, result, curve, speeds))
         problems += _unfinished(root)
         for file in sorted(root.rglob("sensitivity/*.json")):
-            sensitivities[file.relative_to(root).as_posix()] = json.loads(file.read_text())["drops"]
+            if (found := _read(file, problems)) and found.get("drops"):
+                sensitivities[file.relative_to(root).as_posix()] = found["drops"]
     if not finished:
         raise FileNotFoundError(f"{', '.join(map(str, roots))}: no finished stage below")
+    finished = _with_sound_timings(finished, problems)
     cells = _cells([run for run in finished if run.stage != "pruned"], problems)
     study = Study(cells, finished, problems, sensitivities)
     problems += _missing(study)
     return study
 
 
-def _where(row: dict[str, Any]) -> str:
-    return f"{row['engine']} {row['precision']} on {row['machine']['device']}"
+def _read(file: Path, problems: list[str]) -> Any:
+    """The content of a JSON file; None if it is not there, or damaged, which is noted."""
+    try:
+        return json.loads(file.read_text()) if file.is_file() else None
+    except (OSError, ValueError):
+        problems.append(f"{file}: cannot be read; left out")
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, or of a JSON file with a list; [] if it is not there."""
-    if not file.is_file():
+def _curve(file: Path, problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except FileNotFoundError:
         return []
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return rows[0] if rows and isinstance(rows[0], list) else rows
+    except (OSError, ValueError):
+        problems.append(f"{file}: cannot be read; left out")
+        return []
+
+
+def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[Finished]:
+    """Only the timings of a network as it is now, next to a dense network of its kind."""
+    dense = {(run.network, run.result["sha256"]) for run in finished if run.series == DENSE}
+    checked = []
+    for run in finished:
+        sound = []
+        for row in run.speeds:
+            if not isinstance(row, dict) or row.get("sha256") != run.result["sha256"]:
+                problems.append(f"{run.folder}: a timing of another checkpoint was left out")
+            elif (run.network, row.get("reference")) not in dense:
+                other = row["compared_with"]
+                problems.append(f"{run.folder}: timed against {other}, not the dense network")
+            else:
+                sound.append({**row, "where": _where(row)})
+        checked.append(replace(run, speeds=sound))
+    return checked
+
+
+def _where(row: dict[str, Any]) -> str:
+    machine = row["machine"]
+    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+    return f"{row['engine']} {row['precision']} on {machine['name']}{threads}"
 
 
 def _unfinished(root: Path) -> list[str]:
@@ -186,7 +240,7 @@ def _unfinished(root: Path) -> list[str]:
     for file in sorted({*root.rglob("metrics.jsonl"), *root.rglob("resume.pt")}):
         if file.with_name("result.json").is_file():
             continue
-        epochs = len(_lines(file.with_name("metrics.jsonl")))
+        epochs = len(_curve(file.with_name("metrics.jsonl"), []))
         line = f"{file.parent.relative_to(root)}: unfinished, {epochs} epochs so far; run it again"
         if line not in problems:
             problems.append(line)
@@ -198,8 +252,13 @@ def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
     grouped: dict[tuple, dict[int, Finished]] = {}
     for run in runs:
         seeds = grouped.setdefault((run.network, run.series, run.amount), {})
+        first = next(iter(seeds.values()), run)
+        differing = _differences(first, run)
         if run.seed in seeds:
             problems.append(f"{run.folder}: the same cell and seed as {seeds[run.seed].folder}")
+        elif differing:
+            told = ", ".join(differing)
+            problems.append(f"{run.folder}: left out, other {told} than {first.folder}")
         else:
             seeds[run.seed] = run
 
@@ -215,12 +274,24 @@ def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
     ]
 
 
+def _differences(one: Finished, other: Finished) -> list[str]:
+    """Arguments that keep two runs from being seeds of the same thing."""
+    # The default learning rate follows what was cut, which scores may decide.
+    own = {"seed", "parent", "teacher_hash", "lr", "debug"}
+    pair = one.result["arguments"], other.result["arguments"]
+    return sorted(
+        k
+        for k in pair[0].keys() | pair[1].keys()
+        if k not in own and pair[0].get(k) != pair[1].get(k)
+    )
+
+
 def _missing(study: Study) -> list[str]:
     """Cells that lack seeds, epochs or timings that others have; networks never fine-tuned."""
     problems = []
     parents = {run.result["arguments"].get("parent") for run in study.finished}
     for run in study.finished:
-        if run.stage == "pruned" and run.result.get("sha256") not in parents:
+        if run.stage == "pruned" and run.result["sha256"] not in parents:
             problems.append(f"{run.folder}: pruned, but not fine-tuned")
     for network in study.networks:
         cells = study.of(network)
@@ -231,7 +302,7 @@ def _missing(study: Study) -> list[str]:
         if not study.dense(network):
             problems.append(f"{network}: no dense network to compare with")
         tuned = {
-            cell.label: cell.first.result["arguments"]["epochs"]
+            cell.label: cell.first.result["arguments"].get("epochs")
             for cell in cells
             if cell.first.stage == "finetuned"
         }

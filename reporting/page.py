@@ -10,6 +10,7 @@ from typing import Any
 
 from . import tables
 from .collect import Finished, Study
+from .tables import Column
 
 CAPTIONS = {
     "accuracy-macs": "What is left to compute if zero weights cost nothing. Theoretical: dense "
@@ -23,8 +24,14 @@ CAPTIONS = {
 }
 
 
-def render(study: Study, answers: dict[str, list[str]], svgs: dict[str, str], title: str) -> str:
-    """The whole page; `svgs` are the plots by name."""
+def render(
+    study: Study,
+    answers: dict[str, list[str]],
+    svgs: dict[str, str],
+    published: Sequence[dict[str, Any]],
+    title: str,
+) -> str:
+    """The whole page; `svgs` are the plots by name, `published` figures of others."""
     engine = study.engine()
     measured = f"Times: {engine}, batch 1 and the best batch. " if engine else ""
     runs = len([run for cell in study.cells for run in cell.runs])
@@ -39,6 +46,7 @@ def render(study: Study, answers: dict[str, list[str]], svgs: dict[str, str], ti
         "measured.",
         "engines": _engines(study),
         "plots": "".join(_figure(name, svg) for name, svg in svgs.items()),
+        "published": _published(study, published),
         "problems": _problems(study.problems),
         "lineage": "".join(_lineage(study, run) for cell in study.cells for run in cell.runs),
         "settings": _settings(study),
@@ -94,6 +102,20 @@ def _figure(name: str, svg: str) -> str:
     return f'<figure id="{escape(name)}">{svg}<figcaption>{caption}</figcaption></figure>'
 
 
+def _published(study: Study, published: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [network, point["method"], point["speedup"], point["top1"], point["source"]]
+        for network in study.networks
+        for point in published
+        if f"{point['dataset']} {point['network']}" == network
+    ]
+    if not rows:
+        return ""
+    columns = (Column("network"), Column("method"), Column("MACs x", 2), Column("top-1 %", 2))
+    table = _table("published", (*columns, Column("source")), rows)
+    return f'<h2>Published by others</h2><div class="scroll">{table}</div>'
+
+
 def _problems(problems: Sequence[str]) -> str:
     if not problems:
         return "<h2>Missing</h2><p>Nothing: every cell has every seed.</p>"
@@ -109,8 +131,8 @@ def _lineage(study: Study, run: Finished) -> str:
         told = ", ".join(f"{k} {json.dumps(v)}" for k, v in arguments.items())
         origin = f", from {parent[:12]}" if parent else ""
         steps.append(
-            f"<li>{escape(stage.stage)} {result['top1']:.2f} %, "
-            f"<code>{escape(str(result.get('sha256', ''))[:12])}</code>{escape(origin)}: "
+            f"<li>{escape(stage.stage)} {tables.text(result['top1'], 2)} %, "
+            f"<code>{escape(result['sha256'][:12])}</code>{escape(origin)}: "
             f'<span class="soft">{escape(told)}</span></li>'
         )
     return f"<details><summary>{escape(run.folder)}</summary><ol>{''.join(steps)}</ol></details>"

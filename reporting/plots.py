@@ -17,7 +17,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from utils.files import write_atomically
 
@@ -84,7 +90,10 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
         found["training"] = training(study)
         found["churn"] = churn(study)
         for name, drops in study.sensitivities.items():
-            found[f"sensitivity-{Path(name).parents[1].as_posix().replace('/', '-')}"] = heat(drops)
+            found[
+                "sensitivity-"
+                + name.replace("/sensitivity/", "-").replace("/", "-")[: -len(".json")]
+            ] = heat(drops)
     return {name: figure for name, figure in found.items() if figure}
 
 
@@ -108,11 +117,13 @@ def accuracy(
         (line,) = axes.plot(*zip(*front, strict=True), color="#8886", lw=5, zorder=1)
         shown["Pareto front"] = line
         for series in dict.fromkeys(cell.first.series for cell in cells):
-            own = sorted((of(c) * factor, c) for c in cells if c.first.series == series)
-            shown[series] = _draw_series(axes, own)
+            own = [(of(c) * factor, c) for c in cells if c.first.series == series]
+            shown[series] = _draw_series(axes, own, marker(study, series))
         for point in _published_here(study, network, published):
-            marks = axes.plot(point["x"] * factor, point["top1"], "x", ms=5, color="#999", zorder=2)
-            shown["published"] = marks[0]
+            place = point["x"] * factor, point["top1"]
+            (shown["published"],) = axes.plot(*place, "x", ms=5, color="#999", zorder=2)
+            style = {"fontsize": 6, "color": "#999", "textcoords": "offset points"}
+            axes.annotate(point["method"], place, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
         axes.set_xlabel(label)
@@ -121,12 +132,12 @@ def accuracy(
     return figure
 
 
-def _draw_series(axes: Axes, points: list[tuple[float, Cell]]) -> Any:
+def _draw_series(axes: Axes, points: list[tuple[float, Cell]], shape: str) -> Any:
     run = points[0][1].first
     x, cells = zip(*sorted(points, key=lambda p: p[0]), strict=True)
     y = [cell.mean("top1") for cell in cells]
     spread = [cell.spread("top1") or 0 for cell in cells]
-    style = {"color": colour(run), "marker": _marker(run), "ms": 6, "capsize": 2, "lw": 1.4}
+    style = {"color": colour(run), "marker": shape, "ms": 6, "capsize": 2, "lw": 1.4}
     if run.series == DENSE:
         style |= {"marker": "*", "ms": 12}
     if run.control:
@@ -162,9 +173,9 @@ def widths(study: Study) -> Figure | None:
         shown[DENSE] = axes.bar(positions, [before[n] for n in names], color="#8884", width=1)
         for cell in cells:
             after = [cell.first.result["widths"][name] for name in names]
-            (shown[cell.first.series],) = axes.step(
-                positions, after, where="mid", color=colour(cell.first), lw=1.3
-            )
+            style = {"color": colour(cell.first), "marker": marker(study, cell.first.series)}
+            style |= {"where": "mid", "lw": 1.3, "ms": 3}
+            (shown[cell.first.series],) = axes.step(positions, after, **style)
         axes.set_title(f"{network}, {amount} pruned")
         axes.set_xlabel("convolution, from input to output")
     panels[0].set_ylabel("channels")
@@ -193,10 +204,11 @@ def training(study: Study) -> Figure | None:
             dash = DASHES[amounts.index(run.amount) % len(DASHES)] if run.amount else "-"
             epochs = [row["epoch"] for row in run.curve]
             top1 = [row["top1"] for row in run.curve]
-            (line,) = axes.plot(epochs, top1, dash, color=colour(run), lw=1.3)
+            style = {"color": colour(run), "marker": marker(study, run.series), "ms": 3}
+            (line,) = axes.plot(epochs, top1, dash, lw=1.3, markevery=0.2, **style)
             shown.setdefault(run.series, line)
         axes.set_title(title)
-        axes.set_xlabel("epoch")
+        _epochs_axis(axes)
         key = ", ".join(f"{a} {d}" for a, d in zip(amounts, DASHES, strict=False))
         if key:
             axes.text(0.98, 0.04, key, transform=axes.transAxes, ha="right", fontsize=8)
@@ -221,7 +233,7 @@ def churn(study: Study) -> Figure | None:
             values = [row.get(key) or 0 for row in run.curve]
             shown[words] = axes.bar(epochs, values, color=shade, width=0.8)
         axes.set_title(f"{run.network}, {run.amount} {run.series}")
-        axes.set_xlabel("epoch")
+        _epochs_axis(axes)
         right = axes.twinx()
         right.grid(False)
         right.set_ylim(0, 105)
@@ -250,8 +262,8 @@ def heat(drops: dict[str, dict[str, float]]) -> Figure:
     axes.set_xticks(range(len(ratios)), [f"{float(ratio):.0%}" for ratio in ratios])
     axes.set_yticks(range(len(groups)), groups)
     axes.set_xlabel("channels of the group cut")
-    axes.set_title("Accuracy lost when one group is cut alone")
-    figure.colorbar(image, label="top-1 on training images, points lost")
+    axes.set_title("Training accuracy lost when one group is cut alone")
+    figure.colorbar(image, label="points lost")
     largest = max(map(max, values))
     for row, line in enumerate(values):
         for column, value in enumerate(line):
@@ -288,9 +300,12 @@ def colour(run: Finished) -> str:
     return COLOURS.get(kind, "#17a2b8")
 
 
-def _marker(run: Finished) -> str:
-    variants = run.series.split()[1:]
-    return MARKERS[sum(map(len, variants)) % len(MARKERS)] if variants else "o"
+def marker(study: Study, series: str) -> str:
+    """Tells the variants of a method apart, which share its colour."""
+    method = series.split()[0]
+    every = (cell.first.series for cell in study.cells)
+    variants = list(dict.fromkeys(other for other in every if other.split()[0] == method))
+    return MARKERS[variants.index(series) % len(MARKERS)]
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -321,6 +336,11 @@ def _log_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _epochs_axis(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _inverse(value: float | None) -> float | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import statistics
+
 from .collect import DENSE, Cell, Study
 
 CLOSE = 1.0  # points of top-1 below the dense network that count as free
@@ -27,33 +30,43 @@ def points(cell: Cell) -> str:
     return f"{cell.mean('top1'):.2f}{many} %"
 
 
+def lost(study: Study, cell: Cell) -> float | None:
+    """Points below the dense network, seed by seed, on average."""
+    dense = study.dense(cell.first.network)
+    drops = cell.minus(dense) if dense and dense is not cell else []
+    return -statistics.mean(drops) if drops else None
+
+
 def best_at_each_size(study: Study, network: str) -> list[str]:
-    """For each amount pruned: the best way, the next, and the controls it has to beat."""
+    """For each amount pruned: the best way, the next, and the controls it has to beat.
+
+    The same amount is not the same size: what is left to compute stands beside each.
+    """
     lines = []
     cells = [cell for cell in study.of(network) if cell.first.amount]
     for amount in sorted({cell.first.amount for cell in cells}, key=_as_number):
         own = [cell for cell in cells if cell.first.amount == amount]
-        ranked = sorted(own, key=lambda cell: -(cell.mean("top1") or 0))
+        ranked = sorted(own, key=lambda cell: -cell.mean("top1"))
         methods = [cell for cell in ranked if not cell.first.control]
-        controls = [cell for cell in ranked if cell.first.control]
         if not methods:
             continue
-        best, *others = methods
-        line = f"{network}, {amount}: {best.first.series} with {points(best)}"
-        if others:
-            line += "; then " + ", ".join(f"{c.first.series} {points(c)}" for c in others[:3])
-        slim = next((c for c in methods if _smaller(study, c)), None)
-        if slim is not None and slim is not best:
-            line += f". Best of those with fewer MACs to compute: {slim.first.series}"
-        for control in controls:
+        told = ", then ".join(_with_size(study, cell) for cell in methods[:4])
+        line = f"{network}, {amount} pruned: {told}"
+        slim = next((cell for cell in methods if _smaller(study, cell)), None)
+        if slim is not None and slim is not methods[0]:
+            line += f". Best of those whose dense kernels have less to do: {slim.first.series}"
+        for control in (cell for cell in ranked if cell.first.control):
             peer = _peer(control, methods)
             if peer is not None:
-                gain = peer.mean("top1") - control.mean("top1")
-                verb = "beats" if gain > 0 else "loses to"
-                line += f". {peer.first.series} {verb} {control.first.series} by {abs(gain):.2f}"
-                line += _certainty(peer, control)
+                line += f". {_compared(peer, control)}"
         lines.append(line + ".")
     return lines
+
+
+def _with_size(study: Study, cell: Cell) -> str:
+    times = theoretical_speedup(study, cell)
+    size = f", {times:.2f}x fewer effective MACs" if times else ""
+    return f"{cell.first.series} with {points(cell)}{size}"
 
 
 def _peer(control: Cell, methods: list[Cell]) -> Cell | None:
@@ -63,13 +76,18 @@ def _peer(control: Cell, methods: list[Cell]) -> Cell | None:
     return next((cell for cell in methods if cell.first.series == series), None)
 
 
-def _certainty(one: Cell, other: Cell) -> str:
-    """Whether a difference is more than the seeds make."""
-    spreads = [cell.spread("top1") for cell in (one, other)]
-    if None in spreads:
-        return " (one seed: not a result yet)"
-    gap = abs(one.mean("top1") - other.mean("top1"))
-    return " (within the spread of the seeds)" if gap < sum(spreads) else ""
+def _compared(cell: Cell, control: Cell) -> str:
+    """By how much a method beats its control, and whether that is more than the seeds make."""
+    gains = cell.minus(control)
+    if not gains:
+        return f"{cell.first.series} and {control.first.series} have no seed in common"
+    gain = statistics.mean(gains)
+    verb = "beats" if gain > 0 else "loses to"
+    line = f"{cell.first.series} {verb} {control.first.series} by {abs(gain):.2f}"
+    if len(gains) == 1:
+        return line + " (one seed: not a result yet)"
+    within = abs(gain) <= statistics.stdev(gains)
+    return line + (" (within the spread of the seeds)" if within else f" (n={len(gains)})")
 
 
 def where_it_pays(study: Study, network: str) -> list[str]:
@@ -77,26 +95,26 @@ def where_it_pays(study: Study, network: str) -> list[str]:
     dense = study.dense(network)
     if dense is None:
         return []
-    lines, base, engine = [], dense.mean("top1"), study.engine()
+    lines, engine = [], study.engine()
     methods: dict[str, list[Cell]] = {}
     for cell in study.of(network):
-        if cell.first.series != DENSE and not cell.first.control:
+        if cell.first.series != DENSE and not cell.first.control and lost(study, cell) is not None:
             methods.setdefault(cell.first.series, []).append(cell)
     for series, cells in methods.items():
-        close = [cell for cell in cells if cell.mean("top1") >= base - CLOSE]
+        close = [cell for cell in cells if lost(study, cell) <= CLOSE]
         if not close:
-            nearest = max(cells, key=lambda cell: cell.mean("top1"))
-            lost = base - nearest.mean("top1")
+            nearest = min(cells, key=lambda cell: lost(study, cell))
             lines.append(
                 f"{network}: no cut by {series} stays within {CLOSE:g} point of the dense "
-                f"{points(dense)}; the nearest, {nearest.first.amount}, loses {lost:.2f}."
+                f"{points(dense)}; the nearest, {nearest.first.amount}, loses "
+                f"{lost(study, nearest):.2f}."
             )
             continue
-        far = max(close, key=lambda cell: theoretical_speedup(study, cell) or 0)
+        far = max(close, key=lambda cell: theoretical_speedup(study, cell))
         gain = theoretical_speedup(study, far)
         lines.append(
-            f"{network}: {series} can remove {far.first.amount} and stay within {CLOSE:g} point "
-            f"({points(far)} against {points(dense)}), with {gain:.2f}x fewer effective MACs"
+            f"{network}: {series} can remove {far.first.amount} and lose "
+            f"{lost(study, far):.2f} points, with {gain:.2f}x fewer effective MACs"
             + _followed(far, gain, engine)
         )
     return lines
@@ -122,11 +140,11 @@ def separable_against_standard(study: Study) -> list[str]:
         standard = network.replace(" resnet_de", " resnet")
         if standard == network or standard not in study.networks:
             continue
-        lost = {name: _lost(study, name) for name in (standard, network)}
-        common = [key for key in lost[standard] if key in lost[network]]
+        drops = {name: _drops(study, name) for name in (standard, network)}
+        common = [key for key in drops[standard] if key in drops[network]]
         if not common:
             continue
-        pairs = [(lost[standard][key], lost[network][key]) for key in common]
+        pairs = [(drops[standard][key], drops[network][key]) for key in common]
         more = sum(theirs > ours for ours, theirs in pairs)
         told = "; ".join(
             f"{' '.join(key)}: {ours:.2f} and {theirs:.2f}"
@@ -140,15 +158,9 @@ def separable_against_standard(study: Study) -> list[str]:
     return lines or ["No separable network stands beside a standard one of the same depth here."]
 
 
-def _lost(study: Study, network: str) -> dict[tuple[str, str], float]:
-    dense = study.dense(network)
-    if dense is None:
-        return {}
-    return {
-        (cell.first.series, cell.first.amount): dense.mean("top1") - cell.mean("top1")
-        for cell in study.of(network)
-        if cell is not dense
-    }
+def _drops(study: Study, network: str) -> dict[tuple[str, str], float]:
+    found = {(c.first.series, c.first.amount): lost(study, c) for c in study.of(network)}
+    return {key: drop for key, drop in found.items() if drop is not None}
 
 
 def theoretical_speedup(study: Study, cell: Cell) -> float | None:
@@ -165,5 +177,5 @@ def _smaller(study: Study, cell: Cell) -> bool:
 
 
 def _as_number(amount: str) -> tuple[float, str]:
-    digits = "".join(c for c in amount.split(",")[0] if c.isdigit() or c == ".")
-    return (float(digits) if digits.replace(".", "", 1).isdigit() else 0.0), amount
+    number = re.search(r"\d+(?:\.\d+)?", amount)
+    return (float(number[0]) if number else 0.0), amount

@@ -7,7 +7,7 @@ import io
 from typing import Any, NamedTuple
 
 from .collect import Cell, Study
-from .summary import theoretical_speedup
+from .summary import lost, theoretical_speedup
 
 
 class Column(NamedTuple):
@@ -50,13 +50,11 @@ def rows(study: Study) -> list[list[Any]]:
 
 def _row(study: Study, cell: Cell) -> list[Any]:
     engine, first = study.engine(), cell.first
-    dense = study.dense(first.network)
 
     def timed(key: str, factor: float = 1.0) -> float | None:
         value = cell.mean(key, engine) if engine else None
         return None if value is None else value * factor
 
-    lost = dense.mean("top1") - cell.mean("top1") if dense and dense is not cell else None
     return [
         first.network,
         first.series,
@@ -65,7 +63,7 @@ def _row(study: Study, cell: Cell) -> list[Any]:
         len(cell.runs),
         cell.mean("top1"),
         cell.spread("top1"),
-        lost,
+        lost(study, cell),
         first.result["arguments"].get("epochs"),
         cell.mean("params") / 1e6,
         cell.mean("nonzero_params") / 1e6,
@@ -117,35 +115,23 @@ def to_csv(study: Study) -> str:
     return file.getvalue()
 
 
-ENGINE_COLUMNS = (
-    Column("network"),
-    Column("method"),
-    Column("pruned"),
-    Column("engine"),
-    Column("ms at 1", 2),
-    Column("p10", 2),
-    Column("p90", 2),
-    Column("time x at 1", 2),
-    Column("batch", 0),
-    Column("img/s", 0),
-    Column("time x", 2),
-    Column("MACs x", 2),
-    Column("of MACs x", 2),
-    Column("memory MB", 0),
-    Column("logits ± %", 2),
+# Of the benchmark's rows: key and factor beside the column.
+_MEASURED = (
+    (Column("ms at 1", 2), "latency_ms", 1),
+    (Column("p10", 2), "latency_ms_p10", 1),
+    (Column("p90", 2), "latency_ms_p90", 1),
+    (Column("time x at 1", 2), "latency_speedup", 1),
+    (Column("batch", 0), "batch_size", 1),
+    (Column("img/s", 0), "images_per_second", 1),
+    (Column("time x", 2), "measured_speedup", 1),
+    (Column("MACs x", 2), "theoretical_speedup", 1),
+    (Column("of MACs x", 2), "speedup_ratio", 1),
+    (Column("memory MB", 0), "peak_memory_bytes", 1e-6),
+    (Column("logits ± %", 2), "logit_difference_share", 100),
 )
-ENGINE_KEYS = (
-    ("latency_ms", 1),
-    ("latency_ms_p10", 1),
-    ("latency_ms_p90", 1),
-    ("latency_speedup", 1),
-    ("batch_size", 1),
-    ("images_per_second", 1),
-    ("measured_speedup", 1),
-    ("theoretical_speedup", 1),
-    ("speedup_ratio", 1),
-    ("peak_memory_bytes", 1e-6),
-    ("logit_difference_share", 100),
+ENGINE_COLUMNS = (
+    *(Column("network"), Column("method"), Column("pruned"), Column("engine")),
+    *(column for column, _, _ in _MEASURED),
 )
 
 
@@ -154,7 +140,7 @@ def engine_rows(study: Study) -> list[list[Any]]:
     found = []
     for cell in study.cells:
         for row in cell.first.speeds:
-            values = ((row.get(key), factor) for key, factor in ENGINE_KEYS)
+            values = [(row.get(key), factor) for _, key, factor in _MEASURED]
             words = [cell.first.network, cell.first.series, cell.first.amount, row["where"]]
             found.append([*words, *(None if v is None else v * factor for v, factor in values)])
     return found

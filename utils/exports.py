@@ -34,7 +34,8 @@ def require(*names: str) -> list[ModuleType]:
 
 
 class Format(NamedTuple):
-    """How to write a network with its notes, to read the notes, and to run the file in float32.
+    """How to write a network with its notes, to read the notes, and to run the file in float32;
+    and the optional packages that this needs.
 
     `write(network, example, file, metadata)` takes a batch of at least two images; the file then
     takes batches of any size.
@@ -44,6 +45,7 @@ class Format(NamedTuple):
     write: Callable[[nn.Module, Tensor, Path, Metadata], None]
     metadata: Callable[[Path], Metadata]
     runner: Callable[[Path], Runner]
+    needs: tuple[str, ...] = ()
 
 
 def _dynamic_batch() -> tuple[dict[int, Any]]:
@@ -124,8 +126,11 @@ def _run_openvino(file: Path) -> Runner:
     return lambda images: torch.from_numpy(program([images.numpy()])[0].copy())
 
 
+ONNX = ("onnx", "onnxscript")
 FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _onnx_metadata, _run_onnx),
+    "onnx": Format(".onnx", _write_onnx, _onnx_metadata, _run_onnx, (*ONNX, "onnxruntime")),
     "torch": Format(".pt2", _write_torch, _torch_metadata, _run_torch),
-    "openvino": Format(".xml", _write_openvino, _openvino_metadata, _run_openvino),
+    "openvino": Format(
+        ".xml", _write_openvino, _openvino_metadata, _run_openvino, (*ONNX, "openvino")
+    ),
 }

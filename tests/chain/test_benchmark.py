@@ -33,11 +33,11 @@ def test_rows_and_tables(seed, tmp_path):
     told = run("benchmark.py", *sorted(seed.iterdir()), *QUICK, cwd=tmp_path)
     rows = result(told)["rows"]
     assert [(row["name"], row["engine"]) for row in rows] == [
-        *(("baseline", "eager"), ("baseline", "fused")),
-        *(("l1-0.5/finetuned", "eager"), ("l1-0.5/finetuned", "fused")),
-        *(("weight-0.9/pruned", "eager"), ("weight-0.9/pruned", "fused")),
+        (name, engine)
+        for engine in ("eager", "fused")
+        for name in ("baseline", "l1-0.5/finetuned", "weight-0.9/pruned")
     ]
-    dense, slim, masked = rows[::2]
+    dense, slim, masked = rows[:3]
     assert dense["theoretical_speedup"] == dense["measured_speedup"] == 1
     stored = json.loads((seed / "l1-0.5/finetuned/result.json").read_text())
     assert slim["theoretical_speedup"] == dense["macs"] / stored["macs"]
@@ -53,7 +53,7 @@ def test_rows_and_tables(seed, tmp_path):
         assert row["batch_size"] in (1, 4, 8)
         rate = row["batch_size"] / row["batch_ms"] * 1e3
         assert row["images_per_second"] == pytest.approx(rate)
-        assert 0 < row["logit_difference_share"] < 0.1
+        assert row["logit_difference_share"] < 0.1
     assert any("dense kernels multiply zeros" in line for line in masked["remarks"])
     assert "dense kernels multiply zeros" in told.stderr
 

@@ -83,5 +83,22 @@ def test_memory_grows_with_the_batch(engine, tmp_path):
     def memory(batch):
         return peak_memory(tmp_path / "model.pt", (batch, 3, 32, 32), CPU, "fp32", engine)
 
+    small = memory(8)
+    assert small < 6e7  # and not what exporting it takes
     # Twice 16 channels of 32 x 32 pixels in float32 live at once: 8 MB for 64 images.
-    assert memory(128) - memory(8) > 8e6
+    assert memory(128) - small > 8e6
+
+
+CUDA = Machine(torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("engine", ["eager", "fused", "compile"])
+def test_on_cuda(engine, tmp_path):
+    network = lively(SPECS[0])
+    x = torch.randn(3, 3, 16, 16)
+    call = ENGINES[engine].prepare(network, CUDA)(x)
+    torch.testing.assert_close(call().cpu(), network(x), rtol=0.01, atol=0.01)  # TF32
+    seen = profile(call, CUDA.device)
+    assert seen.cuda_ms > 0
+    assert sum(o["cuda_ms"] for o in seen.operators) <= 1.01 * seen.cuda_ms
