@@ -118,7 +118,7 @@ def more_of(
 
 def load(paths: list[Path]) -> list[Subject]:
     """The networks that the paths on the command line stand for."""
-    files = list(dict.fromkeys(file for path in paths for file in resolve(path)))
+    files = list(dict.fromkeys(file.resolve() for path in paths for file in resolve(path)))
     if not files:
         raise checkpoints.CheckpointError("none of these folders holds a checkpoint")
     loaded = [checkpoints.load(file) for file in files]

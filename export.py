@@ -115,6 +115,8 @@ def destination(args: argparse.Namespace, source: Path) -> Path:
     target = args.save or source.with_suffix(suffix)
     if target.suffix != suffix or target.is_dir():
         raise ValueError(f"--save {target}: the name of a {args.format} file ends in {suffix}")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"--save {target} is the checkpoint itself; choose another name")
     return target
 
 

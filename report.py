@@ -40,9 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     published = read_published(args.published) if args.published else []
-    readme = args.readme.read_text() if args.readme else ""
-    if args.readme and not (readme.count(BEGIN) == readme.count(END) == 1):
-        raise ValueError(f"--readme {args.readme}: wants {BEGIN} and {END} once each")
+    readme = read_readme(args.readme) if args.readme else ""
     study = collect(args.folders)
     folder = args.save or args.folders[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +53,9 @@ def main(args: argparse.Namespace) -> dict:
     write_text(folder / "report.md", markdown(study, summary, list(figures), args.title))
     write_text(folder / "report.html", page.render(study, summary, svgs, published, args.title))
     if args.readme:
-        write_text(args.readme, with_results(readme, study, summary, folder, args.readme))
+        text = with_results(readme, study, summary, folder, args.readme)
+        content = text.encode("utf-8", errors="surrogateescape")
+        write_atomically(args.readme, lambda file: file.write(content))
     for question, lines in summary.items():
         say("\n".join((question, *(f"  {line}" for line in lines))))
     for problem in study.problems:
@@ -71,16 +71,29 @@ def main(args: argparse.Namespace) -> dict:
     }
 
 
+def read_readme(file: Path) -> str:
+    """A Markdown file with a block for the results. Raises ValueError if it has none."""
+    text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # and its line ends
+    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
+        raise ValueError(f"--readme {file}: wants {BEGIN} and then {END}, once each")
+    return text
+
+
 def read_published(file: Path) -> list[dict]:
     """Figures of others: a list of objects with dataset, network, speedup, top1 and source."""
     wanted = {"dataset", "network", "method", "speedup", "top1", "source"}
     try:
         points = json.loads(file.read_text())
-        if all(wanted <= point.keys() for point in points):
+        if isinstance(points, list) and all(
+            wanted <= point.keys() and float(point["speedup"]) > 0 and float(point["top1"]) >= 0
+            for point in points
+        ):
             return points
     except (ValueError, AttributeError, TypeError):
         pass
-    raise ValueError(f"--published {file}: wants a list of objects with {', '.join(wanted)}")
+    raise ValueError(
+        f"--published {file}: wants a list of objects with {', '.join(sorted(wanted))}"
+    )
 
 
 def markdown(study: Study, summary: dict[str, list[str]], figures: list[str], title: str) -> str:

@@ -188,10 +188,12 @@ def sensitivities(
     cache = stages.default_folder(args) / "sensitivity" / name
     wanted = {"parent": args.parent, "images": SENSITIVITY_IMAGES, "criterion": args.criterion}
     wanted |= {"scope": args.scope, "seed": args.seed, "mean": data.mean, "std": data.std}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: measured again
         found = json.loads(cache.read_text())
-        if wanted.items() <= found.items() and not (args.force and args.sensitivity):
+        usable = wanted.items() <= found.items() and "drops" in found
+        if usable and not (args.force and args.sensitivity):
             say(f"sensitivities read from {cache}")
+            draw(found["drops"], cache)
             return found
     model = checkpoints.model_of(parent, file)
     groups, _ = select(channel_groups(parent["spec"]), [], args.scope)
@@ -207,12 +209,19 @@ def sensitivities(
     bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
     drops = sensitivity.measure(model, groups, scores, accuracy, bar)
     found = {**wanted, "file": str(cache), "drops": drops}
+    cache.with_suffix(".png").unlink(missing_ok=True)
     write_text(cache, json.dumps(found) + "\n")
-    from reporting import plots  # matplotlib takes its time, and only this needs it
-
-    plots.sensitivity(drops, cache.with_suffix(".png"))
+    draw(drops, cache)
     say(f"sensitivities of {len(groups)} groups written to {cache} and .png")
     return found
+
+
+def draw(drops: dict[str, dict[str, float]], cache: Path) -> None:
+    """The heat map beside its figures, if it is not there."""
+    from reporting import plots  # matplotlib takes its time, and only this needs it
+
+    if not cache.with_suffix(".png").is_file():
+        plots.sensitivity(drops, cache.with_suffix(".png"))
 
 
 if __name__ == "__main__":

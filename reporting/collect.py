@@ -6,9 +6,11 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
+from models import STAGES
 from utils import stages
 
 DENSE = "dense"
@@ -35,8 +37,11 @@ class Finished:
 
     @property
     def network(self) -> str:
-        """Dataset and network, like "cifar100 resnet50"."""
-        return f"{self.result['dataset']} {stages.network_name(self.result['arguments'])}"
+        """Dataset and network, like "cifar100 resnet50"; and images that are not of 32 pixels."""
+        arguments = self.result["arguments"]
+        size = arguments["image_size"]
+        pixels = "" if size == stages.DEFAULTS["image_size"] else f" {size}px"
+        return f"{self.result['dataset']} {stages.network_name(arguments)}{pixels}"
 
     @property
     def amount(self) -> str:
@@ -150,40 +155,62 @@ class Study:
         return chain
 
 
-NEEDED = {"stage", "arguments", "seed", "top1", "macs", "tag", "sha256", "widths", "machine"}
+number = (int, float)
+# What must be there, and what it must be.
+RESULT = {
+    **dict.fromkeys(("stage", "dataset", "arch", "sha256"), str),
+    **dict.fromkeys(("params", "nonzero_params", "macs", "effective_macs"), number),
+    **{"depth": int, "seed": int, "tag": (str, type(None))},
+    **dict.fromkeys(("widths", "machine", "arguments"), dict),
+}
+SHAPE = {"arch": str, "depth": int, "width": int, "shortcut": str, "image_size": int}
+EPOCH = {"epoch": int, "top1": number}
+TIMING = {
+    **dict.fromkeys(("engine", "precision", "sha256", "compared_with"), str),
+    **dict.fromkeys(("images_per_second", "measured_speedup", "latency_speedup"), number),
+    **{"latency_ms": number, "machine": dict, "remarks": list},
+}
 
 
-def _complete(result: Any) -> bool:
-    if not isinstance(result, dict) or not result.keys() >= NEEDED:
+def _fits(value: Any, wanted: dict[str, Any]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in wanted.items())
+
+
+def _sound(result: Any) -> bool:
+    if not _fits(result, RESULT) or not _fits(result["arguments"], SHAPE):
         return False
-    arguments = result["arguments"]
-    return isinstance(arguments, dict) and arguments.keys() >= {
-        "arch",
-        "depth",
-        "width",
-        "shortcut",
-    }
+    if result["stage"] != "pruned" and not isinstance(result.get("top1"), number):
+        return False
+    parts = result["tag"].split("+") if result["tag"] else []
+    return result["arguments"]["depth"] in STAGES and all("-" in part for part in parts)
 
 
 def collect(roots: Iterable[Path]) -> Study:
     """Read all run folders below some folders. Raises FileNotFoundError if there are none."""
-    finished, problems, sensitivities = [], [], {}
+    finished, problems, sensitivities, seen = [], [], {}, set()
     for root in roots:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder")
-        for file in sorted(root.rglob("result.json")):
+        for file in _below(root, "result.json"):
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
             result = _read(file, problems)
-            if not _complete(result):
+            if not _sound(result):
                 problems.append(f"{file}: damaged, or of an older version; --force makes it again")
                 continue
             folder = file.parent.relative_to(root).as_posix()
-            speeds = _read(file.with_name("benchmark.json"), problems) or []
             curve = _curve(file.with_name("metrics.jsonl"), problems)
+            speeds = _read(file.with_name("benchmark.json"), problems)
+            speeds = speeds if isinstance(speeds, list) else []
             finished.append(Finished(folder, result, curve, speeds))
         problems += _unfinished(root)
-        for file in sorted(root.rglob("sensitivity/*.json")):
-            if (found := _read(file, problems)) and found.get("drops"):
-                sensitivities[file.relative_to(root).as_posix()] = found["drops"]
+        for file in _below(root, "sensitivity/*.json"):
+            drops = found.get("drops") if isinstance(found := _read(file, problems), dict) else None
+            if _is_heat(drops):
+                sensitivities[file.relative_to(root).as_posix()] = drops
+            else:
+                problems.append(f"{file}: damaged; res50prune.py --sensitivity --force repeats it")
     if not finished:
         raise FileNotFoundError(f"{', '.join(map(str, roots))}: no finished stage below")
     finished = _with_sound_timings(finished, problems)
@@ -191,6 +218,20 @@ def collect(roots: Iterable[Path]) -> Study:
     study = Study(cells, finished, problems, sensitivities)
     problems += _missing(study)
     return study
+
+
+def _below(root: Path, name: str) -> list[Path]:
+    """Files of a name below a folder; unlike Path.rglob, through links too."""
+    return sorted(root / found for found in glob(f"**/{name}", root_dir=root, recursive=True))
+
+
+def _is_heat(drops: Any) -> bool:
+    """Whether this is group -> ratio -> drop."""
+    rows = list(drops.values()) if isinstance(drops, dict) else []
+    return bool(rows) and all(
+        isinstance(row, dict) and row and all(isinstance(v, number) for v in row.values())
+        for row in rows
+    )
 
 
 def _read(file: Path, problems: list[str]) -> Any:
@@ -203,12 +244,15 @@ def _read(file: Path, problems: list[str]) -> Any:
 
 def _curve(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError):
-        problems.append(f"{file}: cannot be read; left out")
-        return []
+        rows = [None]
+    if all(_fits(row, EPOCH) for row in rows):
+        return rows
+    problems.append(f"{file}: cannot be read; left out")
+    return []
 
 
 def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[Finished]:
@@ -218,11 +262,11 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
     for run in finished:
         sound = []
         for row in run.speeds:
-            if not isinstance(row, dict) or row.get("sha256") != run.result["sha256"]:
+            if not _fits(row, TIMING) or row["sha256"] != run.result["sha256"]:
                 problems.append(f"{run.folder}: a timing of another checkpoint was left out")
             elif (run.network, row.get("reference")) not in dense:
-                other = row["compared_with"]
-                problems.append(f"{run.folder}: timed against {other}, not the dense network")
+                told = f"timed against {row['compared_with']}, not the dense network"
+                problems.append(f"{run.folder}: {told}, or by an older version; time it again")
             else:
                 sound.append({**row, "where": _where(row)})
         checked.append(replace(run, speeds=sound))
@@ -237,7 +281,7 @@ def _where(row: dict[str, Any]) -> str:
 
 def _unfinished(root: Path) -> list[str]:
     problems = []
-    for file in sorted({*root.rglob("metrics.jsonl"), *root.rglob("resume.pt")}):
+    for file in (*_below(root, "metrics.jsonl"), *_below(root, "resume.pt")):
         if file.with_name("result.json").is_file():
             continue
         epochs = len(_curve(file.with_name("metrics.jsonl"), []))
@@ -254,11 +298,11 @@ def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
         seeds = grouped.setdefault((run.network, run.series, run.amount), {})
         first = next(iter(seeds.values()), run)
         differing = _differences(first, run)
-        if run.seed in seeds:
-            problems.append(f"{run.folder}: the same cell and seed as {seeds[run.seed].folder}")
-        elif differing:
+        if differing:
             told = ", ".join(differing)
             problems.append(f"{run.folder}: left out, other {told} than {first.folder}")
+        elif run.seed in seeds:
+            problems.append(f"{run.folder}: the same cell and seed as {seeds[run.seed].folder}")
         else:
             seeds[run.seed] = run
 

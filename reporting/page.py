@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -52,9 +53,7 @@ def render(
         "settings": _settings(study),
     }
     page = Path(__file__).with_name("page.html").read_text()
-    for name, content in parts.items():
-        page = page.replace("{{" + name + "}}", content)
-    return page
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page)  # once, not in content
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from .files import write_atomically
 
 FORMAT = 1
 KEYS = {"format", "stage", "spec", "state_dict", "data", "pruning", "metrics", "history"}
+DATA = {"dataset", "classes", "mean", "std", "image_size"}
 Checkpoint = dict[str, Any]
 
 
@@ -58,13 +59,15 @@ def validate(content: Any, file: Path) -> Checkpoint:
     if not is_checkpoint(content):
         raise CheckpointError(f"{file}: not a checkpoint of this project")
     kinds = {"format": int, "spec": dict, "state_dict": dict, "data": dict, "history": list}
+    kinds |= {"metrics": dict, "pruning": (dict, type(None))}
     for key, kind in kinds.items():
         if key in content and not isinstance(content[key], kind):
             raise CheckpointError(f"{file}: damaged ({key} is a {type(content[key]).__name__})")
     if content["format"] > FORMAT:
         newer = f"format {content['format']}, written by a newer version (this one reads {FORMAT})"
         raise CheckpointError(f"{file}: {newer}")
-    if missing := KEYS - content.keys():
+    missing = KEYS - content.keys() or DATA - content["data"].keys()
+    if missing:
         raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing))}")
     return content
 

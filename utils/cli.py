@@ -203,7 +203,8 @@ def run_script(
     except Interrupted as error:
         code = 128 + error.args[0]
         forced = " without --force" if getattr(args, "force", False) else ""
-        say(f"interrupted; the same command{forced} goes on from its last whole epoch, if any")
+        trains = f"; the same command{forced} goes on from its last whole epoch, if any"
+        say("interrupted" + (trains if hasattr(args, "epochs") else "; nothing is left half-done"))
     except BrokenPipeError:
         code = 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -144,6 +144,13 @@ def test_a_file_that_computes_something_else_is_not_left_behind(networks, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_the_checkpoint_itself_is_safe(networks, tmp_path):
+    (tmp_path / "net.onnx").write_bytes((networks["slim"] / "model.pt").read_bytes())
+    with pytest.raises(ValueError, match="checkpoint itself"):
+        exported(tmp_path / "net.onnx", "--force")
+    assert load(tmp_path / "net.onnx")
+
+
 def test_weights_of_another_file_are_safe_too(networks, tmp_path):
     (tmp_path / "model.bin").write_text("precious")
     with pytest.raises(ValueError, match=r"model\.bin is something else"):

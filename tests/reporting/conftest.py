@@ -6,7 +6,7 @@ import pytest
 
 MACHINE = {"device": "cpu", "name": "a processor", "threads": 2, "precision": "bf16"}
 NET = {"dataset": "cifar100", "arch": "resnet", "depth": 20}
-SHAPE = {**NET, "width": 16, "shortcut": "A"}
+SHAPE = {**NET, "width": 16, "shortcut": "A", "image_size": 32}
 WIDTHS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16}
 
 

@@ -135,6 +135,47 @@ def test_older_results_and_unmeasured_ones(study):
     assert len(found.lineage(cell(found, "l1 0.3").first)) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("result.json", change) for change in (
+            {"tag": "weird"}, {"tag": 5}, {"top1": None}, {"widths": None}, {"machine": "x"},
+            {"seed": "x"}, {"sha256": None}, {"effective_macs": None}, {"dataset": None},
+            {"arguments": {**SHAPE, "depth": 21}}, {"arguments": []},
+        )),
+        *(("metrics.jsonl", line) for line in ("[1,2]", "{}", '{"epoch": 1}', "3", "{")),
+        *(("benchmark.json", text) for text in ("3", "{}", "[3]", "[{}]", "[[]]", "[")),
+        *(("../../sensitivity/l1-inner-abc.json", text) for text in (
+            "3", "[1]", '{"drops": [1]}', '{"drops": {"a": 1}}', '{"drops": {"a": {}}}', "{",
+        )),
+    ],
+)  # fmt: skip
+def test_damage_is_listed_and_the_rest_reported(study, tmp_path, name, content):
+    folder = study / "cifar100/resnet20/seed0/l1-0.3/finetuned"
+    if isinstance(content, dict):
+        edit(folder, lambda r: r.update(content))
+    else:
+        (folder / name).write_text(content)
+    found = collect([study])
+    assert plots.figures(found)
+    assert tables.to_csv(found)
+    assert answers(found)
+    if content not in ("3", "{}") or name != "benchmark.json":
+        assert any(name.split("/")[-1] in line or "timing" in line for line in found.problems)
+
+
+def test_links_are_followed_and_folders_given_twice_count_once(study, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/cifar100").symlink_to(study / "cifar100")
+    assert len(collect([tmp_path / "linked"]).finished) == len(collect([study]).finished)
+    assert len(collect([study, study / "cifar100"]).finished) == len(collect([study]).finished)
+
+
+def test_networks_for_other_images_are_other_networks(study):
+    write(study / "large", "baseline", shape={**SHAPE, "image_size": 64})
+    assert collect([study]).networks == [NETWORK, f"{NETWORK} 64px"]
+
+
 def test_networks_pruned_twice_and_cells_of_equal_cost(study):
     seed = study / "cifar100/resnet20/seed0"
     write(seed / "twice", "finetuned", "l1-0.3+l1-0.5", share=0.4, top1=65.0)
@@ -237,10 +278,11 @@ def test_the_command(study, tmp_path):
 
 def test_markup_in_names_is_harmless(study, tmp_path):
     write(study / "odd", "finetuned", "l1-0.5-<b>bold", share=0.5, speeds=[timing()])
-    result(run("report.py", study, "--title", "<script>", cwd=tmp_path))
+    result(run("report.py", study, "--title", "<script>{{plots}}", cwd=tmp_path))
     page = (study / "report/report.html").read_text()
     assert "<b>bold" not in page
-    assert "<title>&lt;script&gt;</title>" in page
+    assert page.count("<h2>Plots</h2>") == 1
+    assert "<title>&lt;script&gt;{{plots}}</title>" in page
 
 
 @pytest.mark.parametrize(
