@@ -91,7 +91,10 @@ def _engines(study: Study) -> str:
         for row in cell.first.speeds
         for line in row["remarks"]
     ]
-    why = f"<h3>Why not faster</h3>{_list(remarks)}" if remarks else ""
+    why = ""
+    if remarks:
+        why = f"<details><summary>Why not faster: {len(remarks)} remarks</summary>"
+        why += f"{_list(remarks)}</details>"
     table = _table("engines", tables.ENGINE_COLUMNS, rows)
     return f'<h2>In every engine</h2><div class="scroll">{table}</div>{why}'
 

@@ -134,7 +134,7 @@ def accuracy(
 
 def _draw_series(axes: Axes, points: list[tuple[float, Cell]], shape: str) -> Any:
     run = points[0][1].first
-    x, cells = zip(*sorted(points, key=lambda p: p[0]), strict=True)
+    x, cells = zip(*points, strict=True)
     y = [cell.mean("top1") for cell in cells]
     spread = [cell.spread("top1") or 0 for cell in cells]
     style = {"color": colour(run), "marker": shape, "ms": 6, "capsize": 2, "lw": 1.4}
@@ -208,10 +208,8 @@ def training(study: Study) -> Figure | None:
             (line,) = axes.plot(epochs, top1, dash, lw=1.3, markevery=0.2, **style)
             shown.setdefault(run.series, line)
         axes.set_title(title)
-        _epochs_axis(axes)
         key = ", ".join(f"{a} {d}" for a, d in zip(amounts, DASHES, strict=False))
-        if key:
-            axes.text(0.98, 0.04, key, transform=axes.transAxes, ha="right", fontsize=8)
+        _epochs_axis(axes, key)
     panels[0].set_ylabel("top-1 % on test images")
     _legend(figure, shown)
     return figure
@@ -331,15 +329,15 @@ def _log_axis(axes: Axes) -> None:
     low, high = axes.get_xlim()
     steps = (1.0, 2.0, 5.0) if high / low < 60 else (1.0,)
     if high / low < 6:
-        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        steps = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _epochs_axis(axes: Axes) -> None:
-    axes.set_xlabel("epoch")
+def _epochs_axis(axes: Axes, key: str = "") -> None:
+    axes.set_xlabel(f"epoch ({key})" if key else "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -74,7 +74,7 @@ def test_answers(study):
     assert "Time did not: 1.05x" in l1
     assert "no cut by soft stays" in soft
     assert "loses 10.00" in soft
-    assert "weight can remove 0.6 and lose -0.20 points" in weight
+    assert "weight can remove 0.6 and gain 0.20 points" in weight
     assert "Time did not: 1.00x" in weight
     assert "No separable network" in separable[0]
 
