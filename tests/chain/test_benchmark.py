@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import result, run
 
+pytestmark = pytest.mark.xdist_group("benchmark")  # one worker: the fixture takes seconds
 NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size", "16"]
 TRAIN = ["--epochs", "1", "--train-images", "256", "--batch-size", "64"]
 QUICK = ["--seconds", "0.01", "--batch-size", "8", "4"]

@@ -19,6 +19,7 @@ from utils.exports import FORMATS
 onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
 
+pytestmark = pytest.mark.xdist_group("export")  # one worker: the fixture takes seconds
 TRAIN = ["--epochs", "1", "--train-images", "256", "--batch-size", "64"]
 SMALL = ["--dataset", "synthetic", "--image-size", "16", "--width", "4"]
 NETWORKS = {

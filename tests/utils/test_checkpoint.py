@@ -18,7 +18,7 @@ def checkpoint():
         "stage": "baseline",
         "spec": new_spec(20, 10),
         "state_dict": model.state_dict(),
-        "data": {},
+        "data": dict.fromkeys(("dataset", "classes", "mean", "std", "image_size")),
         "pruning": None,
         "metrics": {"top1": 12.5},
         "history": [],
