@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from measurement.engines import ENGINES, folded
 from measurement.memory import peak_memory
@@ -51,7 +52,7 @@ def test_bf16_is_used_where_the_machine_says_so():
 def test_many_compiled_networks_stay_compiled():
     """Dynamo gives up on a function after eight versions, and falls back to eager in silence."""
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     x = torch.randn(2, 3, 8, 8)
     torch._dynamo.config.recompile_limit = 8
     ENGINES["compile"].prepare(lively(new_spec(20, 2, width=1)), CPU)  # raises the limit
