@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from models import build, new_spec
 from utils import checkpoint as checkpoints
 from utils.machine import Machine, prepare
 
-from .engines import ENGINES, RUNTIMES, write_onnx
+from .engines import ENGINES, RUNTIMES, Bind, write_onnx
 
 IN_TORCH = ("eager", "fused")  # whose memory PyTorch's allocator sees; graphs have their own
 
@@ -68,24 +69,28 @@ def _resident_growth(
 ) -> int | None:
     machine = prepare("cpu", precision, threads, keep_memory=False)
     x = torch.randn(shape)
-    # What the first network sets up belongs to none.
-    tiny = build(new_spec(20, 10, width=1, shortcut="B")).eval()
-    if engine in RUNTIMES:
-        with tempfile.TemporaryDirectory() as folder:
-            write_onnx(tiny, shape[-1], Path(folder, "tiny.onnx"))
-            RUNTIMES[engine](Path(folder, "tiny.onnx"), machine)(x[:1])()
-    else:
-        ENGINES[engine].prepare(tiny, machine)(x[:1])()
+    with tempfile.TemporaryDirectory() as folder:  # what the first one sets up is no network's
+        tiny, file = (
+            build(new_spec(20, 10, width=1, shortcut="B")).eval(),
+            Path(folder, "tiny.onnx"),
+        )
+        if engine in RUNTIMES:
+            write_onnx(tiny, shape[-1], file)
+        _prepared(engine, lambda: tiny, file, machine)(x[:1])()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here; proc(5)
         before = _resident("VmRSS")
-        if engine in RUNTIMES:
-            RUNTIMES[engine](path, machine)(x)()
-        else:
-            ENGINES[engine].prepare(_load(path), machine)(x)()
+        _prepared(engine, lambda: _load(path), path, machine)(x)()
         return _resident("VmHWM") - before
     except OSError:
         return None
+
+
+def _prepared(engine: str, network: Callable[[], nn.Module], file: Path, machine: Machine) -> Bind:
+    """The engine with an ONNX file, if it is one for these, or else with a network."""
+    if engine in RUNTIMES:
+        return RUNTIMES[engine](file, machine)
+    return ENGINES[engine].prepare(network(), machine)
 
 
 def _resident(field: str) -> int:

@@ -113,7 +113,7 @@ def where_it_pays(study: Study, network: str) -> list[str]:
         far = max(close, key=lambda cell: theoretical_speedup(study, cell))
         gain = theoretical_speedup(study, far)
         drop = lost(study, far)
-        change = f"lose {drop:.2f}" if drop > 0 else f"gain {-drop:.2f}"
+        change = f"lose {drop:.2f}" if drop >= 0 else f"gain {-drop:.2f}"
         lines.append(
             f"{network}: {series} can remove {far.first.amount} and {change} points, "
             f"with {gain:.2f}x fewer effective MACs" + _followed(far, gain, engine)
