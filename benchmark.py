@@ -21,7 +21,7 @@ import torch
 
 from measurement.engines import ENGINES
 from measurement.memory import peak_memory
-from measurement.rows import Subject, costs_of, keep, layers_of, measure, remarks, speed_of
+from measurement.rows import TIMES, Subject, costs_of, keep, layers_of, measure, remarks, speed_of
 from measurement.timing import profile
 from models import channel_groups, spec_of
 from pruning.options import hardware_multiple
@@ -147,33 +147,15 @@ def resolve(path: Path) -> list[Path]:
     return [checkpoints.find(path)]
 
 
-# Columns of the tables: heading, key, factor, digits.
+# Columns of the first table: heading, key, factor, digits.
 SIZES = (
     ("top-1 %", "top1", 1, 2),
     ("params M", "params", 1e-6, 3),
     ("nonzero M", "nonzero_params", 1e-6, 3),
     ("MACs M", "macs", 1e-6, 1),
     ("thop M", "thop_macs", 1e-6, 1),
-    ("MACs x", "theoretical_speedup", 1, 2),
     ("file MB", "file_bytes", 1e-6, 2),
     ("compressed", "compressed_bytes", 1e-6, 2),
-)
-TIMES = (
-    ("ms at 1", "latency_ms", 1, 2),
-    ("p10", "latency_ms_p10", 1, 2),
-    ("p90", "latency_ms_p90", 1, 2),
-    ("time x", "latency_speedup", 1, 2),
-    ("batch", "batch_size", 1, 0),
-    ("ms", "batch_ms", 1, 1),
-    ("p10", "batch_ms_p10", 1, 1),
-    ("p90", "batch_ms_p90", 1, 1),
-    ("img/s", "images_per_second", 1, 0),
-    ("time x", "measured_speedup", 1, 2),
-    ("of MACs x", "speedup_ratio", 1, 2),
-    ("memory MB", "peak_memory_bytes", 1e-6, 0),
-    ("CPU ms", "cpu_ms", 1, 1),
-    ("CUDA ms", "cuda_ms", 1, 1),
-    ("logits +- %", "logit_difference_share", 100, 2),
 )
 
 

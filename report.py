@@ -2,7 +2,7 @@
 
     python report.py runs/cifar100
     python report.py runs --save report --published docs/published.json
-    python report.py docs/results --save docs/results --readme README.md
+    python report.py docs/results --save docs/results --write README.md docs/results.md
 
 Reads every run folder below the given ones (result.json, metrics.jsonl and benchmark.json; no
 weights), takes runs that differ only in their seed together, and writes report.html (one file,
@@ -21,8 +21,8 @@ from utils import cli
 from utils.files import write_atomically, write_text
 from utils.log import say
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
-# Of the README's table: what a visitor wants to know first.
+BLOCKS = ("results", "report")  # of Markdown files: in short, and whole
+# Of the table in a block of results: what a visitor wants to know first.
 HEADLINE = ("network", "method", "pruned", "seeds", "top-1 %", "±", "lost", "MACs x")
 HEADLINE += ("params M", "nonzero M", "time x at 1", "time x", "compressed MB")
 
@@ -33,14 +33,22 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--save", type=Path, metavar="DIR", help="(default: report in the first DIR)")
     p.add_argument("--title", default="What pruning did", help="of the page")
     p.add_argument("--published", type=Path, metavar="FILE", help="figures of others to overlay")
-    p.add_argument("--readme", type=Path, metavar="FILE", help="rewrite its block of results")
+    p.add_argument(
+        "--write",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="Markdown whose text between <!-- results --> and <!-- /results --> becomes the short "
+        "table, and between <!-- report --> and <!-- /report --> the whole report",
+    )
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
     published = read_published(args.published) if args.published else []
-    readme = read_readme(args.readme) if args.readme else ""
+    documents = {file: read_document(file) for file in args.write}
     study = collect(args.folders)
     folder = args.save or args.folders[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,12 +58,15 @@ def main(args: argparse.Namespace) -> dict:
         png = plots.to_png(figure)
         write_atomically(folder / f"{name}.png", lambda file, png=png: file.write(png))
     write_text(folder / "report.csv", tables.to_csv(study))
-    write_text(folder / "report.md", markdown(study, summary, list(figures), args.title))
+    whole = blocks(study, summary, list(figures))["report"]
+    write_text(folder / "report.md", f"# {args.title}\n\n{whole}\n")
     write_text(folder / "report.html", page.render(study, summary, svgs, published, args.title))
-    if args.readme:
-        text = with_results(readme, study, summary, folder, args.readme)
+    for document, text in documents.items():
+        at = os.path.relpath(folder, document.parent).replace(os.sep, "/") + "/"
+        for name, block in blocks(study, summary, list(figures), at).items():
+            text = with_block(text, name, block)
         content = text.encode("utf-8", errors="surrogateescape")
-        write_atomically(args.readme, lambda file: file.write(content))
+        write_atomically(document, lambda file, content=content: file.write(content))
     for question, lines in summary.items():
         say("\n".join((question, *(f"  {line}" for line in lines))))
     for problem in study.problems:
@@ -71,12 +82,31 @@ def main(args: argparse.Namespace) -> dict:
     }
 
 
-def read_readme(file: Path) -> str:
-    """A Markdown file with a block for the results. Raises ValueError if it has none."""
+def read_document(file: Path) -> str:
+    """A Markdown file with blocks to rewrite. Raises ValueError if it has none."""
     text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # and its line ends
-    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
-        raise ValueError(f"--readme {file}: wants {BEGIN} and then {END}, once each")
+    if not any(marks_of(text, name) for name in BLOCKS):
+        told = " or ".join("{} and then {}".format(*_marks(name)) for name in BLOCKS)
+        raise ValueError(f"--write {file}: wants {told}, once each")
     return text
+
+
+def marks_of(text: str, name: str) -> tuple[int, int] | None:
+    """Where a block's content begins and ends; None unless both marks are there, once each."""
+    begin, end = _marks(name)
+    if not text.count(begin) == text.count(end) == 1 or text.index(begin) > text.index(end):
+        return None
+    return text.index(begin) + len(begin), text.index(end)
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def with_block(text: str, name: str, block: str) -> str:
+    """The text with the content of a block replaced, if it has that block."""
+    where = marks_of(text, name)
+    return text if where is None else f"{text[: where[0]]}\n{block}\n{text[where[1] :]}"
 
 
 def read_published(file: Path) -> list[dict]:
@@ -96,26 +126,26 @@ def read_published(file: Path) -> list[dict]:
     )
 
 
-def markdown(study: Study, summary: dict[str, list[str]], figures: list[str], title: str) -> str:
-    """The report as Markdown, beside its plots."""
-    parts = [f"# {title}", tables.markdown(study)]
-    parts += [_section(question, lines) for question, lines in summary.items()]
-    parts += [f"![{name}]({name}.png)" for name in figures]
+def blocks(
+    study: Study, summary: dict[str, list[str]], figures: list[str], at: str = ""
+) -> dict[str, str]:
+    """Name -> Markdown: the results in short, and the whole report; plots lie `at` a folder."""
+
+    def plot(name: str) -> str:
+        return f"![{name}]({at}{name}.png)"
+
+    first = "accuracy-time" if "accuracy-time" in figures else "accuracy-macs"
+    short = [tables.markdown(study, HEADLINE), plot(first)]
+    short.append("\n".join(f"- {line}" for lines in summary.values() for line in lines))
+    whole = [tables.markdown(study)]
+    whole += [_section(question, lines) for question, lines in summary.items()]
+    whole += [plot(name) for name in figures]
+    if engines := tables.engines_markdown(study):
+        whole.append("## In each engine\n\n" + engines)
     if study.problems:
-        parts.append(_section("Missing", study.problems))
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def with_results(
-    readme: str, study: Study, summary: dict[str, list[str]], folder: Path, file: Path
-) -> str:
-    """The README with the headline table and plot between its markers."""
-    before, rest = readme.split(BEGIN)
-    plots_at = os.path.relpath(folder, file.parent).replace(os.sep, "/")
-    figure = "accuracy-time" if (folder / "accuracy-time.png").is_file() else "accuracy-macs"
-    block = [tables.markdown(study, HEADLINE), f"![{figure}]({plots_at}/{figure}.png)"]
-    block += ["\n".join(f"- {line}" for lines in summary.values() for line in lines)]
-    return before + "\n\n".join((BEGIN, *(b.strip() for b in block), END)) + rest.split(END)[1]
+        whole.append(_section("Missing", study.problems))
+    parts = dict(zip(BLOCKS, (short, whole), strict=True))
+    return {name: "\n\n".join(part.strip() for part in own) for name, own in parts.items()}
 
 
 def _section(title: str, lines: list[str]) -> str:

@@ -45,6 +45,27 @@ class Subject(NamedTuple):
         return batch, 3, self.size, self.size
 
 
+# The times in a row, for tables: heading, key, factor, digits.
+TIMES = (
+    ("ms at 1", "latency_ms", 1, 2),
+    ("p10 at 1", "latency_ms_p10", 1, 2),
+    ("p90 at 1", "latency_ms_p90", 1, 2),
+    ("time x at 1", "latency_speedup", 1, 2),
+    ("batch", "batch_size", 1, 0),
+    ("ms", "batch_ms", 1, 1),
+    ("p10", "batch_ms_p10", 1, 1),
+    ("p90", "batch_ms_p90", 1, 1),
+    ("img/s", "images_per_second", 1, 0),
+    ("time x", "measured_speedup", 1, 2),
+    ("MACs x", "theoretical_speedup", 1, 2),
+    ("of MACs x", "speedup_ratio", 1, 2),
+    ("memory MB", "peak_memory_bytes", 1e-6, 0),
+    ("CPU ms", "cpu_ms", 1, 1),
+    ("CUDA ms", "cuda_ms", 1, 1),
+    ("logits ± %", "logit_difference_share", 100, 2),
+)
+
+
 class Measured(NamedTuple):
     """What was measured of one network in one engine: times by batch, error of the logits.
 

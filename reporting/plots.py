@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -92,10 +89,8 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
         found["training"] = training(study)
         found["churn"] = churn(study)
         for name, drops in study.sensitivities.items():
-            found[
-                "sensitivity-"
-                + name.replace("/sensitivity/", "-").replace("/", "-")[: -len(".json")]
-            ] = heat(drops)
+            where, measured = name.removesuffix(".json").split("sensitivity/")
+            found["sensitivity-" + f"{where}{measured}".replace("/", "-")] = heat(drops)
     return {name: figure for name, figure in found.items() if figure}
 
 
@@ -256,7 +251,8 @@ def heat(drops: dict[str, dict[str, float]]) -> Figure:
     """Group x ratio -> accuracy drop in points."""
     groups, ratios = list(drops), list(next(iter(drops.values())))
     values = [[drops[group][ratio] for ratio in ratios] for group in groups]
-    figure, axes = pyplot.subplots(figsize=(6, 1.2 + 0.24 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(6, 1.2 + 0.24 * len(groups)), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0)
     axes.grid(False)
     axes.set_xticks(range(len(ratios)), [f"{float(ratio):.0%}" for ratio in ratios])
@@ -277,8 +273,7 @@ def to_png(figure: Figure) -> bytes:
     """For a white page."""
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    pyplot.close(figure)
+        figure.savefig(file, format="png", dpi=150, facecolor="white")
     return file.getvalue()
 
 
@@ -311,11 +306,8 @@ def marker(study: Study, series: str) -> str:
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     lines = -(-count // columns)
-    size = (WIDTH, height * lines + 0.4)
-    figure, grid = pyplot.subplots(
-        lines, columns, figsize=size, layout="constrained", squeeze=False
-    )
-    panels = list(grid.flat)
+    figure = Figure(figsize=(WIDTH, height * lines + 0.4), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for empty in panels[count:]:
         empty.remove()
     return figure, panels[:count]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from measurement.rows import TIMES
 
 from .collect import Cell, Study
 from .summary import lost, theoretical_speedup
@@ -96,12 +99,21 @@ def text(value: Any, digits: int | None) -> str:
 
 def markdown(study: Study, only: tuple[str, ...] = ()) -> str:
     """The table in Markdown, with `only` some of the columns."""
-    table = rows(study)
-    shown = [i for i in used(table) if not only or COLUMNS[i].name in only]
-    head = "| " + " | ".join(COLUMNS[i].name for i in shown) + " |"
-    rule = "|" + "|".join("---" if COLUMNS[i].digits is None else "---:" for i in shown) + "|"
+    return _markdown(COLUMNS, rows(study), only)
+
+
+def engines_markdown(study: Study) -> str:
+    """The figures of every engine in Markdown; "" if nothing was timed."""
+    table = engine_rows(study)
+    return _markdown(ENGINE_COLUMNS, table) if table else ""
+
+
+def _markdown(columns: Sequence[Column], table: list[list[Any]], only: tuple[str, ...] = ()) -> str:
+    shown = [i for i in used(table) if not only or columns[i].name in only]
+    head = "| " + " | ".join(columns[i].name for i in shown) + " |"
+    rule = "|" + "|".join("---" if columns[i].digits is None else "---:" for i in shown) + "|"
     lines = [
-        "| " + " | ".join(text(row[i], COLUMNS[i].digits) for i in shown) + " |" for row in table
+        "| " + " | ".join(text(row[i], columns[i].digits) for i in shown) + " |" for row in table
     ]
     return "\n".join([head, rule, *lines]) + "\n"
 
@@ -115,23 +127,9 @@ def to_csv(study: Study) -> str:
     return file.getvalue()
 
 
-# Of the benchmark's rows: key and factor beside the column.
-_MEASURED = (
-    (Column("ms at 1", 2), "latency_ms", 1),
-    (Column("p10", 2), "latency_ms_p10", 1),
-    (Column("p90", 2), "latency_ms_p90", 1),
-    (Column("time x at 1", 2), "latency_speedup", 1),
-    (Column("batch", 0), "batch_size", 1),
-    (Column("img/s", 0), "images_per_second", 1),
-    (Column("time x", 2), "measured_speedup", 1),
-    (Column("MACs x", 2), "theoretical_speedup", 1),
-    (Column("of MACs x", 2), "speedup_ratio", 1),
-    (Column("memory MB", 0), "peak_memory_bytes", 1e-6),
-    (Column("logits ± %", 2), "logit_difference_share", 100),
-)
 ENGINE_COLUMNS = (
     *(Column("network"), Column("method"), Column("pruned"), Column("engine")),
-    *(column for column, _, _ in _MEASURED),
+    *(Column(heading, digits) for heading, _, _, digits in TIMES),
 )
 
 
@@ -140,7 +138,7 @@ def engine_rows(study: Study) -> list[list[Any]]:
     found = []
     for cell in study.cells:
         for row in cell.first.speeds:
-            values = [(row.get(key), factor) for _, key, factor in _MEASURED]
+            values = [(row.get(key), factor) for _, key, factor, _ in TIMES]
             words = [cell.first.network, cell.first.series, cell.first.amount, row["where"]]
             found.append([*words, *(None if v is None else v * factor for v, factor in values)])
     return found

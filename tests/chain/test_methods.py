@@ -113,6 +113,8 @@ def test_sensitivity_is_measured_once_and_used(work):
     assert set(output["drops"]["layer1.0.conv1"]) == {"0.1", "0.3", "0.5", "0.7", "0.9"}
     heat_map = (work / output["file"]).with_suffix(".png")
     assert heat_map.read_bytes().startswith(b"\x89PNG")
+    result(run("res50prune.py", *flags, "--sensitivity", "--save", "elsewhere", cwd=work))
+    assert {file.suffix for file in (work / "elsewhere").iterdir()} == {".json", ".png"}
     pruned = run("res50prune.py", *flags, "--allocation", "sensitivity", cwd=work)
     assert "sensitivities read from" in pruned.stderr
     dense = json.loads((work / FOLDER / "baseline/result.json").read_text())

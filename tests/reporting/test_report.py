@@ -258,7 +258,7 @@ def test_the_command(study, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
     published = ROOT / "docs/published.json"
-    told = run("report.py", study, "--readme", readme, "--published", published, cwd=tmp_path)
+    told = run("report.py", study, "--write", readme, "--published", published, cwd=tmp_path)
     assert result(told)["networks"] == 7
     assert "report.html" in told.stderr
     folder = study / "report"
@@ -271,7 +271,7 @@ def test_the_command(study, tmp_path):
     assert "| cifar100 resnet20 | l1 | 0.6 |" in text
     assert "](runs/report/accuracy-time.png)" in text
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    again = run("report.py", study, "--readme", readme, "--published", published, cwd=tmp_path)
+    again = run("report.py", study, "--write", readme, "--published", published, cwd=tmp_path)
     assert result(again)["runs"] == result(told)["runs"]  # its own output is no run
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert readme.read_text() == text
@@ -291,8 +291,8 @@ def test_markup_in_names_is_harmless(study, tmp_path):
     [
         (["nowhere"], 1, "nowhere: no such folder"),
         (["empty"], 1, "no finished stage"),
-        (["runs", "--readme", "plain.md"], 2, "wants <!-- results -->"),
-        (["runs", "--readme", "none.md"], 1, "none.md"),
+        (["runs", "--write", "plain.md"], 2, "wants <!-- results -->"),
+        (["runs", "--write", "none.md"], 1, "none.md"),
         (["runs", "--published", "plain.md"], 2, "list of objects"),
     ],
 )

@@ -1,0 +1,112 @@
+"""The bash loops, as a user runs them, and the results that this repository publishes."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, result, run
+from tests.reporting.conftest import study  # noqa: F401 - a fixture
+
+# Tiny, and with nothing compiled; what a user may set to change the grid.
+TINY = {
+    **{"METHODS": "l1, weight", "RATIOS": "0.6", "SEEDS": "1", "EPOCHS": "1", "TUNE_EPOCHS": "1"},
+    **{"TRAIN": "--train-images 256", "TUNE": "--train-images 256", "TORCH_COMPILE_DISABLE": "1"},
+    "BENCH": "--engines eager --no-memory --seconds 0",
+}
+NET = ("--dataset", "synthetic", "--image-size", "16", "--width", "4")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """This repository with documents of its own."""
+    for entry in ROOT.iterdir():
+        if entry.name not in ("docs", "README.md", "runs", ".git"):
+            (tmp_path / entry.name).symlink_to(entry)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    return tmp_path
+
+
+def bash(*command, cwd, **env):
+    environment = {**os.environ, **env}
+    return subprocess.run(
+        ["bash", *command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_grid_with_its_controls_and_again(tmp_path):
+    first = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **TINY)
+    assert result(first)["networks"] == 4
+    assert result(first)["problems"] == []
+    seed = tmp_path / "runs/synthetic/resnet20w4/seed1"
+    written = {file: file.stat().st_mtime_ns for file in seed.rglob("*.json")}
+    tuned = json.loads((seed / "l1-0.6/finetuned/result.json").read_text())["arguments"]
+    scratch = json.loads((seed / "l1-0.6/like/result.json").read_text())["arguments"]
+    assert (tuned["label_smoothing"], scratch["lr"], scratch["train_images"]) == (0, 0.2, 256)
+    assert len([file for file in written if file.name == "benchmark.json"]) == 4
+    again = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **TINY)
+    assert result(again) == result(first)
+    assert {file: file.stat().st_mtime_ns for file in seed.rglob("*.json")} == written
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "message"),
+    [
+        (["thin", "--nonsense"], {}, "unrecognized arguments: --nonsense"),
+        (["thin"], {"METHODS": "l1, l3"}, "invalid choice: 'l3'"),
+        (["thin"], {"TUNE": "--lr fast"}, "invalid float value: 'fast'"),
+        (["thin"], {"BENCH": "--engines warp"}, "invalid choice: 'warp'"),
+        (["large", "--save", "here"], {}, "folders are fixed"),
+        (["everything"], {}, "bash study.sh thin"),
+    ],
+)
+def test_mistakes_cost_no_training(tmp_path, flags, env, message):
+    told = bash(ROOT / "study.sh", *flags, cwd=tmp_path, **env)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_may_be_nothing_to_publish(checkout):
+    told = bash(checkout / "study.sh", "publish", cwd=checkout)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == "study.sh: nothing to publish: no runs/cifar100 in this folder\n"
+
+
+def test_publishing_keeps_the_figures_and_no_weights(checkout, study):  # noqa: F811
+    (study / "cifar100/resnet20/seed0/baseline/model.pt").write_bytes(b"weights")
+    shutil.rmtree(checkout / "docs/results", ignore_errors=True)
+    told = result(bash(checkout / "study.sh", "publish", cwd=checkout))
+    assert told["networks"] == 7
+    results = checkout / "docs/results"
+    assert not list(results.rglob("*.pt"))
+    assert (results / "resnet20/seed0/baseline/metrics.jsonl").is_file()
+    assert "| cifar100 resnet20 | l1 | 0.6 |" in (checkout / "README.md").read_text()
+    assert "results/accuracy-time.png" in (checkout / "docs/results.md").read_text()
+
+
+def test_the_published_results_are_rebuilt(checkout):
+    """Tables, answers and plots follow from the committed figures, to the last digit and pixel."""
+    results = checkout / "docs/results"
+    plots = sorted(results.glob("*.png"))
+    assert plots
+    for made in (*plots, results / "report.csv"):
+        made.unlink()
+    published = ("--published", checkout / "docs/published.json")
+    documents = (checkout / "README.md", checkout / "docs/results.md")
+    result(run("report.py", results, "--save", results, *published, "--write", *documents, cwd="/"))
+    for file in (*documents, results / "report.csv"):
+        assert file.read_text() == (ROOT / file.relative_to(checkout)).read_text()
+    assert sorted(results.glob("*.png")) == plots
+    for plot in plots:
+        with Image.open(plot) as new, Image.open(ROOT / plot.relative_to(checkout)) as old:
+            assert new.size == old.size
+            # Another matplotlib may put a letter elsewhere by a part of a pixel.
+            allowed = 0 if new.info["Software"] == old.info["Software"] else 2
+            difference = np.asarray(new, float) - np.asarray(old, float)
+            assert np.abs(difference).mean() <= allowed
