@@ -21,7 +21,18 @@ import torch
 
 from measurement.engines import ENGINES
 from measurement.memory import peak_memory
-from measurement.rows import TIMES, Subject, costs_of, keep, layers_of, measure, remarks, speed_of
+from measurement.rows import (
+    SIZES,
+    TIMED,
+    Figure,
+    Subject,
+    costs_of,
+    keep,
+    layers_of,
+    measure,
+    remarks,
+    speed_of,
+)
 from measurement.timing import profile
 from models import channel_groups, spec_of
 from pruning.options import hardware_multiple
@@ -147,15 +158,10 @@ def resolve(path: Path) -> list[Path]:
     return [checkpoints.find(path)]
 
 
-# Columns of the first table: heading, key, factor, digits.
-SIZES = (
-    ("top-1 %", "top1", 1, 2),
-    ("params M", "params", 1e-6, 3),
-    ("nonzero M", "nonzero_params", 1e-6, 3),
-    ("MACs M", "macs", 1e-6, 1),
-    ("thop M", "thop_macs", 1e-6, 1),
-    ("file MB", "file_bytes", 1e-6, 2),
-    ("compressed", "compressed_bytes", 1e-6, 2),
+OPERATOR = (
+    Figure("calls", "calls", 1, 0),
+    Figure("CPU ms", "cpu_ms", 1, 2),
+    Figure("CUDA ms", "cuda_ms", 1, 2),
 )
 
 
@@ -167,28 +173,27 @@ def render(found: dict[str, Any]) -> str:
     parts = [_table(SIZES, [row for row in rows if row["engine"] == first])]
     for engine, precision in engines.items():
         own = [row for row in rows if row["engine"] == engine]
-        parts.append(f"{engine}, {precision}\n" + _table(TIMES, own))
+        parts.append(f"{engine}, {precision}\n" + _table(TIMED, own))
         for row in own:
             parts[-1] += "".join(f"\n  {row['name']}, {line}" for line in row["remarks"])
         for row in own:
             if "operators" in row:
-                columns = (("calls", "calls", 1, 0), ("CPU ms", "cpu_ms", 1, 2))
-                columns += (("CUDA ms", "cuda_ms", 1, 2),)
-                parts.append(f"{engine} {row['name']}\n" + _table(columns, row["operators"]))
+                parts.append(f"{engine} {row['name']}\n" + _table(OPERATOR, row["operators"]))
     for name, layers in found.get("layers", {}).items():
         cells = [[*list(line.values())[:-1], f"{line['ms']:.3f}"] for line in layers]
         parts.append(f"{name}, layer by layer\n" + table(list(layers[0]), cells))
     return "\n" + "\n\n".join(parts)
 
 
-def _table(columns: tuple[tuple, ...], rows: list[dict[str, Any]]) -> str:
-    shown = [c for c in columns if any(row.get(c[1]) is not None for row in rows)]
+def _table(figures: tuple[Figure, ...], rows: list[dict[str, Any]]) -> str:
+    shown = [f for f in figures if any(row.get(f.key) is not None for row in rows)]
 
-    def cell(value: float | None, factor: float, digits: int) -> str:
-        return "-" if value is None else f"{value * factor:.{digits}f}"
+    def cell(figure: Figure, row: dict[str, Any]) -> str:
+        value = figure.value(row)
+        return "-" if value is None else f"{value:.{figure.digits}f}"
 
-    lines = [(row["name"], *(cell(row.get(k), f, d) for _, k, f, d in shown)) for row in rows]
-    return table(("", *(c[0] for c in shown)), lines)
+    lines = [(row["name"], *(cell(figure, row) for figure in shown)) for row in rows]
+    return table(("", *(figure.heading for figure in shown)), lines)
 
 
 if __name__ == "__main__":

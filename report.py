@@ -12,6 +12,7 @@ needs no network), report.md, report.csv and plots as PNG. What is unfinished or
 import argparse
 import json
 import os
+import re
 from pathlib import Path
 
 from reporting import page, plots, tables
@@ -83,30 +84,33 @@ def main(args: argparse.Namespace) -> dict:
 
 
 def read_document(file: Path) -> str:
-    """A Markdown file with blocks to rewrite. Raises ValueError if it has none."""
+    """A Markdown file with blocks to rewrite. Raises ValueError if it has none, or half of one."""
     text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # and its line ends
-    if not any(marks_of(text, name) for name in BLOCKS):
-        told = " or ".join("{} and then {}".format(*_marks(name)) for name in BLOCKS)
-        raise ValueError(f"--write {file}: wants {told}, once each")
+    marks = {name: (len(_marks(name).findall(text)), place_of(text, name)) for name in BLOCKS}
+    if any(count and not place for count, place in marks.values()) or not any(
+        place for _, place in marks.values()
+    ):
+        told = " or ".join(f"<!-- {name} --> and then <!-- /{name} -->" for name in BLOCKS)
+        raise ValueError(f"--write {file}: wants {told}, on lines of their own, once each")
     return text
 
 
-def marks_of(text: str, name: str) -> tuple[int, int] | None:
-    """Where a block's content begins and ends; None unless both marks are there, once each."""
-    begin, end = _marks(name)
-    if not text.count(begin) == text.count(end) == 1 or text.index(begin) > text.index(end):
+def _marks(name: str) -> re.Pattern[str]:
+    return re.compile(rf"^<!-- /?{name} -->\r?$", re.MULTILINE)
+
+
+def place_of(text: str, name: str) -> tuple[int, int] | None:
+    """Where the content of a block begins and ends; None if its marks are not there once each."""
+    found = list(_marks(name).finditer(text))
+    if [mark[0].strip() for mark in found] != [f"<!-- {name} -->", f"<!-- /{name} -->"]:
         return None
-    return text.index(begin) + len(begin), text.index(end)
-
-
-def _marks(name: str) -> tuple[str, str]:
-    return f"<!-- {name} -->", f"<!-- /{name} -->"
+    return found[0].end(), found[1].start()
 
 
 def with_block(text: str, name: str, block: str) -> str:
     """The text with the content of a block replaced, if it has that block."""
-    where = marks_of(text, name)
-    return text if where is None else f"{text[: where[0]]}\n{block}\n{text[where[1] :]}"
+    place = place_of(text, name)
+    return text if place is None else f"{text[: place[0]]}\n{block}\n{text[place[1] :]}"
 
 
 def read_published(file: Path) -> list[dict]:

@@ -185,8 +185,8 @@ def sensitivities(
 ) -> dict:
     """Group -> ratio -> accuracy drop on training images; measured once, then read again."""
     name = f"{args.criterion}-{args.scope}-{args.parent[:8]}.json"
-    own = args.save if args.sensitivity else None
-    cache = (own or stages.default_folder(args) / "sensitivity") / name
+    alone = args.save if args.sensitivity else None
+    cache = (alone or stages.default_folder(args)) / "sensitivity" / name
     wanted = {"parent": args.parent, "images": SENSITIVITY_IMAGES, "criterion": args.criterion}
     wanted |= {"scope": args.scope, "seed": args.seed, "mean": data.mean, "std": data.std}
     with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: measured again

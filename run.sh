@@ -7,10 +7,10 @@
 #     METHODS="l1, l1 --criterion random, weight --pattern 2:4" SCRATCH=1 bash run.sh --depth 56
 #
 # METHODS, with commas between, may carry flags of res50prune.py; those that do not say how much
-# to prune are run at each of RATIOS. SCRATCH=1 also trains what the first one cut from scratch.
-# TRAIN, TUNE and BENCH are more flags of main.py, finetune.py and benchmark.py. Finished stages
-# are skipped, interrupted ones go on, and all networks are timed again when one is new: call it
-# again at any time.
+# to prune are run at each of RATIOS. SCRATCH=1 also trains what the first one cut from scratch,
+# for as many epochs as pruning and training before it took. TRAIN, TUNE and BENCH are more flags
+# of main.py, finetune.py and benchmark.py. Finished stages are skipped, interrupted ones go on,
+# and all networks are timed again when one of them or a flag is new: call it again at any time.
 set -euo pipefail
 case " $* " in
     *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
@@ -25,13 +25,14 @@ case " $* " in
 esac
 : "${METHODS:=l1}" "${RATIOS:=0.3 0.6 0.9}" "${SCRATCH:=}" "${BENCH:=}"
 train="--epochs $EPOCHS ${TRAIN:-}" tune="--epochs $TUNE_EPOCHS ${TUNE:-}"
-IFS=, read -ra methods <<<"$METHODS"
-ways=() # of pruning, as flags
+IFS=, read -ra methods <<<"${METHODS//$'\n'/ }"
+ways=() controlled="" # of pruning, as flags; how many of them are the first method's
 for method in "${methods[@]}"; do
     case $method in
         *--ratio* | *--target* | *--pattern*) ways+=("--method $method") ;;
         *) for ratio in $RATIOS; do ways+=("--method $method --ratio $ratio"); done ;;
     esac
+    : "${controlled:=${#ways[@]}}"
 done
 
 # A flag that a later stage would refuse should not cost a training first.
@@ -43,38 +44,47 @@ from pruning import options
 sys.argv[0] = "run.sh"
 train, tune, bench, count, *rest = sys.argv[1:]
 ways, flags = rest[: int(count)], rest[int(count) :]
-args = main.build_parser().parse_args(flags)
-if args.save or options.any_given(args):
-    sys.exit("run.sh: set METHODS and RATIOS instead; folders are fixed")
-main.build_parser().parse_args(flags + train.split())
+parser = main.build_parser()
+args = parser.parse_args(flags)
+if options.any_given(args):
+    parser.error("set METHODS and RATIOS instead of pruning flags")
+calls = [parser.parse_args(flags + train.split())]
 for way in ways:
-    options.tag(res50prune.build_parser().parse_args(flags + way.split()))
-    finetune.build_parser().parse_args(flags + way.split() + tune.split())
+    calls.append(res50prune.build_parser().parse_args(flags + way.split()))
+    calls.append(finetune.build_parser().parse_args(flags + way.split() + tune.split()))
+    try:
+        options.tag(calls[-1])
+    except ValueError as error:
+        parser.error(str(error))
+if any(getattr(c, key, None) for c in calls for key in ("save", "like", "model", "refine")):
+    parser.error("the folders are fixed: leave --save, --like, --model and --refine out")
 benchmark.build_parser().parse_args(["checkpoint", *bench.split()])
 print("--device", args.device, "--precision", args.precision, end=" ")
 print("--threads", args.threads) if args.threads else print()
 PY
 )
 stage() {  # stage SCRIPT FLAG...: run it, and tell where its checkpoint is
-    python "$here/$1" "${@:2}" | python -c 'import json, sys; print(json.load(sys.stdin)["checkpoint"])'
+    local result
+    result=$(python "$here/$1" "${@:2}") || return
+    python -c 'import json, sys; print(json.load(sys.stdin)["checkpoint"])' <<<"$result"
 }
 dense=$(stage main.py "$@" $train)
-networks=("$dense") cut=()
+networks=("$dense")
 for way in "${ways[@]}"; do
-    pruned=$(stage res50prune.py "$@" $way)
+    python "$here/res50prune.py" "$@" $way >/dev/null
     tuned=$(stage finetune.py "$@" $way $tune)
     networks+=("$tuned")
-    case $way in "--method ${methods[0]} --ratio "*) cut+=("$pruned") ;; esac
 done
-for pruned in ${SCRATCH:+"${cut[@]}"}; do
-    control=$(stage main.py "$@" --like "$pruned" $train)
-    networks+=("$control")
-done
-for network in "${networks[@]}"; do
-    if [ ! "$(dirname "$network")/benchmark.json" -nt "$network" ]; then
-        python "$here/benchmark.py" $machine_flags "${networks[@]}" $BENCH >/dev/null
-        break
-    fi
-done
+if [ "$SCRATCH" = 1 ]; then
+    for tuned in "${networks[@]:1:$controlled}"; do
+        control=$(stage main.py "$@" --like "$tuned" $train --epochs $((EPOCHS + TUNE_EPOCHS)))
+        networks+=("$control")
+    done
+fi
 seed=$(dirname "$(dirname "$dense")")
+what="$machine_flags $BENCH $(cksum "${networks[@]}")"
+if [ "$what" != "$(cat "$seed/timed" 2>/dev/null)" ]; then
+    python "$here/benchmark.py" $machine_flags "${networks[@]}" $BENCH >/dev/null
+    echo "$what" >"$seed/timed"
+fi
 python "$here/report.py" "$(dirname "$seed")" --published "$here/docs/published.json"

@@ -13,49 +13,48 @@ here=$(cd "$(dirname "$0")" && pwd)
 part=${1:-help}
 [ $# -eq 0 ] || shift
 
-export METHODS=${METHODS:-l1, soft, weight, l1 --criterion random} SCRATCH=${SCRATCH-1}
-export RATIOS=${RATIOS:-0.3 0.6 0.9} BENCH=${BENCH:---engines eager fused compile --profile}
-grid() {  # grid EPOCHS TUNE_EPOCHS SEEDS FLAGS...: networks x methods x ratios x seeds
-    local seed network
-    export EPOCHS=${EPOCHS:-$1} TUNE_EPOCHS=${TUNE_EPOCHS:-$2}
-    for seed in ${SEEDS:-$3}; do
-        for network in "${networks[@]}"; do
-            bash "$here/run.sh" --dataset cifar100 --seed "$seed" $network "${@:4}"
-        done
-    done
-}
+methods="l1, soft, weight, l1 --criterion random"
 case $part in
-    thin | small)
-        train="--lr 0.2 --label-smoothing 0 --compile" tune="--label-smoothing 0 --compile" ;;
-    large)
-        train="--lr 0.2 --batch-size 256 --compile" tune="--batch-size 256 --compile" ;;
-esac
-export TRAIN="${train:-} ${TRAIN:-}" TUNE="${tune:-} ${TUNE:-}"
-case $part in
-    thin)
-        networks=("--depth 20")
-        grid 32 10 "0 1 2" "$@" ;;
+    thin) networks=("--depth 20") epochs=32 tune_epochs=10 seeds="0 1 2" ;;
     small)
         networks=("--depth 26 --width 16" "--depth 26 --width 16 --arch resnet_de")
-        grid 20 10 "0 1" "$@" ;;
+        epochs=20 tune_epochs=10 seeds="0 1" ;;
     large)
-        networks=("--depth 50" "--depth 50 --arch resnet_de")
-        grid 200 40 0 "$@"
+        networks=("--depth 50" "--depth 50 --arch resnet_de") epochs=200 tune_epochs=40 seeds=0
         # PruningBench's three sizes: 2, 4 and 8 times fewer MACs, the residual stream cut too.
-        cut="l1 --scope all --target-macs"
-        METHODS="$cut 0.5, $cut 0.25, $cut 0.125" SCRATCH="" grid 200 40 0 "$@" ;;
+        for share in 0.5 0.25 0.125; do methods+=", l1 --scope all --target-macs $share"; done ;;
     publish)
-        if [ ! -d runs/cifar100 ]; then
-            echo "study.sh: nothing to publish: no runs/cifar100 in this folder" >&2
-            exit 1
-        fi
-        results=$here/docs/results
-        mkdir -p "$results"
-        find runs/cifar100 \( -name '*.json' -o -name '*.jsonl' \) -print0 |
-            tar --null -T - -c | tar -x --strip-components 2 -C "$results"
         source "$here/setup.sh"
         setup requirements.txt
+        results=$here/docs/results
+        found=$(find -L runs/cifar100 -name result.json -o -path '*/sensitivity/*.json' 2>/dev/null) || true
+        if [ -z "$found" ]; then
+            echo "study.sh: nothing to publish: no results in runs/cifar100 here" >&2
+            exit 1
+        fi
+        while read -r file; do # adds to what was published before, from other machines perhaps
+            folder=$(dirname "$file") && target=$results/${folder#runs/cifar100/}
+            mkdir -p "$target"
+            for kept in "$file" "$folder/metrics.jsonl" "$folder/benchmark.json"; do
+                [ ! -f "$kept" ] || cp "$kept" "$target"
+            done
+        done <<<"$found"
+        rm -f "$results"/*.png
         python "$here/report.py" "$results" --save "$results" --published "$here/docs/published.json" \
-            --write "$here/README.md" "$here/docs/results.md" ;;
+            --write "$here/README.md" "$here/docs/results.md"
+        exit ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
+case $part in
+    large) train="--lr 0.2 --batch-size 256 --compile" tune="--batch-size 256 --compile" ;;
+    *) train="--lr 0.2 --label-smoothing 0 --compile" tune="--label-smoothing 0 --compile" ;;
+esac
+export METHODS=${METHODS:-$methods} RATIOS=${RATIOS:-0.3 0.6 0.9} SCRATCH=${SCRATCH:-1}
+export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
+export TRAIN="$train ${TRAIN:-}" TUNE="$tune ${TUNE:-}"
+export BENCH=${BENCH:---engines eager fused compile --profile}
+for seed in ${SEEDS:-$seeds}; do
+    for network in "${networks[@]}"; do
+        bash "$here/run.sh" --dataset cifar100 --seed "$seed" $network "$@"
+    done
+done

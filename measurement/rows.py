@@ -45,24 +45,46 @@ class Subject(NamedTuple):
         return batch, 3, self.size, self.size
 
 
-# The times in a row, for tables: heading, key, factor, digits.
-TIMES = (
-    ("ms at 1", "latency_ms", 1, 2),
-    ("p10 at 1", "latency_ms_p10", 1, 2),
-    ("p90 at 1", "latency_ms_p90", 1, 2),
-    ("time x at 1", "latency_speedup", 1, 2),
-    ("batch", "batch_size", 1, 0),
-    ("ms", "batch_ms", 1, 1),
-    ("p10", "batch_ms_p10", 1, 1),
-    ("p90", "batch_ms_p90", 1, 1),
-    ("img/s", "images_per_second", 1, 0),
-    ("time x", "measured_speedup", 1, 2),
-    ("MACs x", "theoretical_speedup", 1, 2),
-    ("of MACs x", "speedup_ratio", 1, 2),
-    ("memory MB", "peak_memory_bytes", 1e-6, 0),
-    ("CPU ms", "cpu_ms", 1, 1),
-    ("CUDA ms", "cuda_ms", 1, 1),
-    ("logits ± %", "logit_difference_share", 100, 2),
+class Figure(NamedTuple):
+    """A figure of a row, as tables show it."""
+
+    heading: str
+    key: str
+    factor: float
+    digits: int
+
+    def value(self, row: dict[str, Any]) -> float | None:
+        """In the unit of the heading; None if it was not measured."""
+        found = row.get(self.key)
+        return None if found is None else found * self.factor
+
+
+SIZES = (
+    Figure("top-1 %", "top1", 1, 2),
+    Figure("params M", "params", 1e-6, 3),
+    Figure("nonzero M", "nonzero_params", 1e-6, 3),
+    Figure("MACs M", "macs", 1e-6, 1),
+    Figure("thop M", "thop_macs", 1e-6, 1),
+    Figure("file MB", "file_bytes", 1e-6, 2),
+    Figure("compressed MB", "compressed_bytes", 1e-6, 2),
+)
+TIMED = (
+    Figure("ms at 1", "latency_ms", 1, 2),
+    Figure("p10 at 1", "latency_ms_p10", 1, 2),
+    Figure("p90 at 1", "latency_ms_p90", 1, 2),
+    Figure("time x at 1", "latency_speedup", 1, 2),
+    Figure("batch", "batch_size", 1, 0),
+    Figure("ms", "batch_ms", 1, 1),
+    Figure("p10", "batch_ms_p10", 1, 1),
+    Figure("p90", "batch_ms_p90", 1, 1),
+    Figure("img/s", "images_per_second", 1, 0),
+    Figure("time x", "measured_speedup", 1, 2),
+    Figure("MACs x", "theoretical_speedup", 1, 2),
+    Figure("of MACs x", "speedup_ratio", 1, 2),
+    Figure("memory MB", "peak_memory_bytes", 1e-6, 0),
+    Figure("CPU ms", "cpu_ms", 1, 1),
+    Figure("CUDA ms", "cuda_ms", 1, 1),
+    Figure("logits ± %", "logit_difference_share", 100, 2),
 )
 
 
@@ -229,6 +251,7 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
     if sha256 is None:
         return
     new = {**row, "sha256": sha256, "reference": reference, "machine": describe(machine)}
+    del new["checkpoint"]  # the folder may move
 
     def key(row: dict[str, Any]) -> tuple[str, str]:
         return row["engine"], json.dumps(row["machine"], sort_keys=True)

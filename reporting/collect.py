@@ -138,13 +138,20 @@ class Study:
     def dense(self, network: str) -> Cell | None:
         return next((c for c in self.of(network) if c.first.series == DENSE), None)
 
-    def engine(self) -> str | None:
+    def engine(self, network: str) -> str | None:
         """The engine, type and device that most cells were measured in; of those, the fastest."""
         rates: dict[str, list[float]] = {}
-        for cell in self.cells:
+        for cell in self.of(network):
             for row in cell.first.speeds:
                 rates.setdefault(row["where"], []).append(row["images_per_second"])
         return max(rates, key=lambda name: (len(rates[name]), max(rates[name])), default=None)
+
+    def epochs(self, cell: Cell) -> int:
+        """That its first run was trained for, those of the networks it came from counted in."""
+        if cell.first.stage == "like":  # has the architecture of its parent, but not its weights
+            return cell.first.result["arguments"]["epochs"]
+        steps = self.lineage(cell.first)
+        return sum(run.result["arguments"].get("epochs") or 0 for run in steps)
 
     def lineage(self, run: Finished) -> list[Finished]:
         """The stages that led to a network, the dense one first, as far as they are here."""
@@ -353,8 +360,10 @@ def _missing(study: Study) -> list[str]:
         if len(set(tuned.values())) > 1:
             told = ", ".join(f"{label} {epochs}" for label, epochs in tuned.items())
             problems.append(f"{network}: fine-tuned for unequal epochs: {told}")
-        timed = [cell for cell in cells if any(run.speeds for run in cell.runs)]
-        if timed and len(timed) < len(cells):
-            names = ", ".join(cell.label for cell in cells if cell not in timed)
-            problems.append(f"{network}: not measured by benchmark.py: {names}")
+        engines = {
+            cell.label: {row["where"] for run in cell.runs for row in run.speeds} for cell in cells
+        }
+        for where in sorted(set().union(*engines.values())):
+            if names := [label for label, measured in engines.items() if where not in measured]:
+                problems.append(f"{network}: not measured in {where}: {', '.join(names)}")
     return problems

@@ -33,8 +33,6 @@ def render(
     title: str,
 ) -> str:
     """The whole page; `svgs` are the plots by name, `published` figures of others."""
-    engine = study.engine()
-    measured = f"Times: {engine}, batch 1 and the best batch. " if engine else ""
     runs = len([run for cell in study.cells for run in cell.runs])
     parts = {
         "title": escape(title),
@@ -42,9 +40,7 @@ def render(
         "answers": "".join(f"<h2>{escape(q)}</h2>{_list(lines)}" for q, lines in answers.items()),
         "networks": "".join(f"<option>{escape(name)}</option>" for name in study.networks),
         "table": _table("main", tables.COLUMNS, tables.rows(study), "control"),
-        "note": measured + "± is the standard deviation over seeds; lost: points below the dense "
-        "network; time x and MACs x: how many times less than the dense network. Empty: not "
-        "measured.",
+        "note": escape(tables.note(study)),
         "engines": _engines(study),
         "plots": "".join(_figure(name, svg) for name, svg in svgs.items()),
         "published": _published(study, published),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,6 @@ Published = Sequence[dict[str, Any]]
 
 def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
     """Name -> figure, of all that have something to show."""
-    engine = study.engine()
     found: dict[str, Figure | None] = {}
     with matplotlib.rc_context(STYLE):
         found["accuracy-macs"] = accuracy(
@@ -73,23 +73,16 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
         found["accuracy-size"] = accuracy(
             study, lambda c: c.mean("nonzero_params"), 1e-6, "non-zero parameters, millions"
         )
-        if engine:
-            # As shares of the dense network, which was timed in the same run.
-            for name, key, what in (
-                ("accuracy-latency", "latency_speedup", "one image"),
-                ("accuracy-time", "measured_speedup", "the best batch"),
-            ):
-                found[name] = accuracy(
-                    study,
-                    lambda cell, key=key: _inverse(cell.mean(key, engine)),
-                    1,
-                    f"time for {what}, of the dense network's, {engine}",
-                )
+        for name, key, what in (
+            ("accuracy-latency", "latency_speedup", "one image"),
+            ("accuracy-time", "measured_speedup", "the best batch"),
+        ):
+            found[name] = accuracy(study, partial(_time, study, key), 1, f"time for {what}")
         found["widths"] = widths(study)
         found["training"] = training(study)
         found["churn"] = churn(study)
         for name, drops in study.sensitivities.items():
-            where, measured = name.removesuffix(".json").split("sensitivity/")
+            where, _, measured = name.removesuffix(".json").rpartition("sensitivity/")
             found["sensitivity-" + f"{where}{measured}".replace("/", "-")] = heat(drops)
     return {name: figure for name, figure in found.items() if figure}
 
@@ -123,7 +116,8 @@ def accuracy(
             axes.annotate(point["method"], place, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
-        axes.set_xlabel(label)
+        timed = f", share of dense\n{study.engine(network)}" if label.startswith("time") else ""
+        axes.set_xlabel(label + timed)
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)
     return figure
@@ -335,5 +329,8 @@ def _epochs_axis(axes: Axes, key: str = "") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _inverse(value: float | None) -> float | None:
-    return 1 / value if value else None
+def _time(study: Study, key: str, cell: Cell) -> float | None:
+    """As a share of the dense network's, which was timed in the same run."""
+    engine = study.engine(cell.first.network)
+    speedup = cell.mean(key, engine) if engine else None
+    return 1 / speedup if speedup else None

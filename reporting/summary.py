@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import statistics
 
+from measurement.diagnosis import KEPT
+
 from .collect import DENSE, Cell, Study
 
 CLOSE = 1.0  # points of top-1 below the dense network that count as free
+# Student's t: two-sided 95 %, for 1, 2, ... degrees of freedom.
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def answers(study: Study) -> dict[str, list[str]]:
@@ -50,7 +54,7 @@ def best_at_each_size(study: Study, network: str) -> list[str]:
         methods = [cell for cell in ranked if not cell.first.control]
         if not methods:
             continue
-        told = ", then ".join(_with_size(study, cell) for cell in methods[:4])
+        told = ", then ".join(_with_size(study, cell) for cell in methods)
         line = f"{network}, {amount} pruned: {told}"
         slim = next((cell for cell in methods if _smaller(study, cell)), None)
         if slim is not None and slim is not methods[0]:
@@ -58,7 +62,7 @@ def best_at_each_size(study: Study, network: str) -> list[str]:
         for control in (cell for cell in ranked if cell.first.control):
             peer = _peer(control, methods)
             if peer is not None:
-                line += f". {_compared(peer, control)}"
+                line += f". {_compared(study, peer, control)}"
         lines.append(line + ".")
     return lines
 
@@ -76,18 +80,30 @@ def _peer(control: Cell, methods: list[Cell]) -> Cell | None:
     return next((cell for cell in methods if cell.first.series == series), None)
 
 
-def _compared(cell: Cell, control: Cell) -> str:
-    """By how much a method beats its control, and whether that is more than the seeds make."""
+def _compared(study: Study, cell: Cell, control: Cell) -> str:
+    """By how much a method beats its control, and whether that is more than chance."""
+    name, other = cell.first.series, control.first.series
     gains = cell.minus(control)
     if not gains:
-        return f"{cell.first.series} and {control.first.series} have no seed in common"
-    gain = statistics.mean(gains)
-    verb = "beats" if gain > 0 else "loses to"
-    line = f"{cell.first.series} {verb} {control.first.series} by {abs(gain):.2f}"
-    if len(gains) == 1:
-        return line + " (one seed: not a result yet)"
-    within = abs(gain) <= statistics.stdev(gains)
-    return line + (" (within the spread of the seeds)" if within else f" (n={len(gains)})")
+        return f"{name} and {other} have no seed in common"
+    gain, half = interval(gains)
+    own, theirs = study.epochs(cell), study.epochs(control)
+    epochs = f", after {own} epochs against {theirs}" if own != theirs else ""
+    if half is None:
+        return f"{name} is {gain:+.2f} points from {other}{epochs} (one seed: not a result yet)"
+    told = f"{abs(gain):.2f} ± {half:.2f} points (95 %, n={len(gains)}){epochs}"
+    if abs(gain) <= half:
+        return f"{name} and {other} cannot be told apart: {told}"
+    return f"{name} {'beats' if gain > 0 else 'loses to'} {other} by {told}"
+
+
+def interval(differences: list[float]) -> tuple[float, float | None]:
+    """Mean of paired differences, and half of its 95 % interval by Student's t; None for one."""
+    mean, count = statistics.mean(differences), len(differences)
+    if count == 1:
+        return mean, None
+    t = T95[min(count - 1, len(T95)) - 1]
+    return mean, t * statistics.stdev(differences) / count**0.5
 
 
 def where_it_pays(study: Study, network: str) -> list[str]:
@@ -95,7 +111,7 @@ def where_it_pays(study: Study, network: str) -> list[str]:
     dense = study.dense(network)
     if dense is None:
         return []
-    lines, engine = [], study.engine()
+    lines, engine = [], study.engine(network)
     methods: dict[str, list[Cell]] = {}
     for cell in study.of(network):
         if cell.first.series != DENSE and not cell.first.control and lost(study, cell) is not None:
@@ -106,27 +122,33 @@ def where_it_pays(study: Study, network: str) -> list[str]:
             nearest = min(cells, key=lambda cell: lost(study, cell))
             lines.append(
                 f"{network}: no cut by {series} stays within {CLOSE:g} point of the dense "
-                f"{points(dense)}; the nearest, {nearest.first.amount}, loses "
-                f"{lost(study, nearest):.2f}."
+                f"{points(dense)}; the nearest, {nearest.first.amount}, "
+                f"{_change(nearest, dense)}."
             )
             continue
         far = max(close, key=lambda cell: theoretical_speedup(study, cell))
         gain = theoretical_speedup(study, far)
-        drop = lost(study, far)
-        change = f"lose {drop:.2f}" if drop >= 0 else f"gain {-drop:.2f}"
+        epochs = f"after {study.epochs(far)} epochs against {study.epochs(dense)}"
         lines.append(
-            f"{network}: {series} can remove {far.first.amount} and {change} points, "
+            f"{network}: {series} {far.first.amount} {_change(far, dense)}, {epochs}, "
             f"with {gain:.2f}x fewer effective MACs" + _followed(far, gain, engine)
         )
     return lines
+
+
+def _change(cell: Cell, dense: Cell) -> str:
+    differences = cell.minus(dense)
+    mean, half = interval(differences)
+    many = f"± {half:.2f} points (95 %, n={len(differences)})" if half else "points (one seed)"
+    return f"{'gains' if mean > 0 else 'loses'} {abs(mean):.2f} {many}"
 
 
 def _followed(cell: Cell, gain: float, engine: str | None) -> str:
     measured = cell.mean("measured_speedup", engine) if engine else None
     if measured is None:
         return "; its time was not measured."
-    share = measured / gain
-    verdict = "followed" if share >= 0.75 else "followed in part" if measured > 1.05 else "did not"
+    faster = measured > 1.05
+    verdict = "did not" if not faster else "followed" if measured >= KEPT * gain else "did in part"
     alone = cell.mean("latency_speedup", engine)
     return (
         f". Time {verdict}: {measured:.2f}x the images per second, {alone:.2f}x at batch 1 "
@@ -141,27 +163,36 @@ def separable_against_standard(study: Study) -> list[str]:
         standard = network.replace(" resnet_de", " resnet")
         if standard == network or standard not in study.networks:
             continue
-        drops = {name: _drops(study, name) for name in (standard, network)}
-        common = [key for key in drops[standard] if key in drops[network]]
+        ours, theirs = _prunings(study, standard), _prunings(study, network)
+        common = [key for key in ours if key in theirs]
         if not common:
             continue
-        pairs = [(drops[standard][key], drops[network][key]) for key in common]
-        more = sum(theirs > ours for ours, theirs in pairs)
+        more = [lost(study, theirs[key]) - lost(study, ours[key]) for key in common]
         told = "; ".join(
-            f"{' '.join(key)}: {ours:.2f} and {theirs:.2f}"
-            for key, (ours, theirs) in zip(common, pairs, strict=True)
+            f"{' '.join(key)}: {_loss(study, ours[key])} and {_loss(study, theirs[key])}"
+            for key in common
         )
-        mean = sum(theirs - ours for ours, theirs in pairs) / len(pairs)
         lines.append(
-            f"{network} loses more than {standard} in {more} of {len(pairs)} cases, "
-            f"{mean:+.2f} points on average. Points lost, standard and separable: {told}."
+            f"{network} loses more than {standard} in {sum(m > 0 for m in more)} of "
+            f"{len(more)} cases, {statistics.mean(more):+.2f} points on average. Points lost and "
+            f"MACs, standard and separable: {told}."
         )
     return lines or ["No separable network stands beside a standard one of the same depth here."]
 
 
-def _drops(study: Study, network: str) -> dict[tuple[str, str], float]:
-    found = {(c.first.series, c.first.amount): lost(study, c) for c in study.of(network)}
-    return {key: drop for key, drop in found.items() if drop is not None}
+def _prunings(study: Study, network: str) -> dict[tuple[str, str], Cell]:
+    """Ways of pruning that are no controls, by series and amount."""
+    cells = [cell for cell in study.of(network) if cell.first.amount and not cell.first.control]
+    return {
+        (cell.first.series, cell.first.amount): cell
+        for cell in cells
+        if lost(study, cell) is not None
+    }
+
+
+def _loss(study: Study, cell: Cell) -> str:
+    times, many = theoretical_speedup(study, cell), len(cell.runs)
+    return f"{lost(study, cell):.2f} for {times:.2f}x fewer (n={many})"
 
 
 def theoretical_speedup(study: Study, cell: Cell) -> float | None:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from measurement.rows import TIMES
+from measurement.rows import TIMED
 
 from .collect import Cell, Study
 from .summary import lost, theoretical_speedup
@@ -36,6 +36,7 @@ COLUMNS = (
     Column("MACs x", 2),
     Column("file MB", 2),
     Column("compressed MB", 2),
+    Column("timed in"),
     Column("ms at 1", 2),
     Column("time x at 1", 2),
     Column("img/s", 0),
@@ -46,13 +47,28 @@ COLUMNS = (
 )
 
 
+def note(study: Study) -> str:
+    """What the columns mean."""
+    engines = {name: study.engine(name) for name in study.networks}
+    told = "; ".join(f"{name} in {engine}" for name, engine in engines.items() if engine)
+    return (
+        "±: standard deviation over seeds. lost: points of top-1 below the dense network. epochs: "
+        "of all trainings together. MACs x, time x: how many times less than the dense network; "
+        "MACs count as if zero weights cost nothing, which in dense kernels they do not. Time x at "
+        "one image (at 1) and at the batch with the best throughput"
+        + (f", {told}" if told else "")
+        + ". Empty: not measured."
+    )
+
+
 def rows(study: Study) -> list[list[Any]]:
     """One row of COLUMNS for each cell; None where nothing was measured."""
     return [_row(study, cell) for cell in study.cells]
 
 
 def _row(study: Study, cell: Cell) -> list[Any]:
-    engine, first = study.engine(), cell.first
+    first = cell.first
+    engine = study.engine(first.network)
 
     def timed(key: str, factor: float = 1.0) -> float | None:
         value = cell.mean(key, engine) if engine else None
@@ -67,13 +83,14 @@ def _row(study: Study, cell: Cell) -> list[Any]:
         cell.mean("top1"),
         cell.spread("top1"),
         lost(study, cell),
-        first.result["arguments"].get("epochs"),
+        study.epochs(cell),
         cell.mean("params") / 1e6,
         cell.mean("nonzero_params") / 1e6,
         cell.mean("macs") / 1e6,
         theoretical_speedup(study, cell),
         timed("file_bytes", 1e-6),
         timed("compressed_bytes", 1e-6),
+        engine if timed("latency_ms") else "",
         timed("latency_ms"),
         timed("latency_speedup"),
         timed("images_per_second"),
@@ -98,12 +115,12 @@ def text(value: Any, digits: int | None) -> str:
 
 
 def markdown(study: Study, only: tuple[str, ...] = ()) -> str:
-    """The table in Markdown, with `only` some of the columns."""
-    return _markdown(COLUMNS, rows(study), only)
+    """The table in Markdown, with `only` some of the columns, and what they mean."""
+    return _markdown(COLUMNS, rows(study), only) + f"\n{note(study)}\n"
 
 
 def engines_markdown(study: Study) -> str:
-    """The figures of every engine in Markdown; "" if nothing was timed."""
+    """The figures of every engine, of the first seed, in Markdown; "" if nothing was timed."""
     table = engine_rows(study)
     return _markdown(ENGINE_COLUMNS, table) if table else ""
 
@@ -129,7 +146,7 @@ def to_csv(study: Study) -> str:
 
 ENGINE_COLUMNS = (
     *(Column("network"), Column("method"), Column("pruned"), Column("engine")),
-    *(Column(heading, digits) for heading, _, _, digits in TIMES),
+    *(Column(column.heading, column.digits) for column in TIMED),
 )
 
 
@@ -138,7 +155,6 @@ def engine_rows(study: Study) -> list[list[Any]]:
     found = []
     for cell in study.cells:
         for row in cell.first.speeds:
-            values = [(row.get(key), factor) for _, key, factor, _ in TIMES]
             words = [cell.first.network, cell.first.series, cell.first.amount, row["where"]]
-            found.append([*words, *(None if v is None else v * factor for v, factor in values)])
+            found.append([*words, *(column.value(row) for column in TIMED)])
     return found

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "pruning": {"models", "pruning"},
     "utils": {"models", "utils"},
     "measurement": {"measurement", "models", "utils"},
-    "reporting": {"reporting", "models", "utils"},
+    "reporting": {"measurement", "models", "reporting", "utils"},
     "scripts": {"measurement", "models", "pruning", "reporting", "utils"},
 }
 

@@ -114,7 +114,7 @@ def test_sensitivity_is_measured_once_and_used(work):
     heat_map = (work / output["file"]).with_suffix(".png")
     assert heat_map.read_bytes().startswith(b"\x89PNG")
     result(run("res50prune.py", *flags, "--sensitivity", "--save", "elsewhere", cwd=work))
-    assert {file.suffix for file in (work / "elsewhere").iterdir()} == {".json", ".png"}
+    assert {file.suffix for file in (work / "elsewhere/sensitivity").iterdir()} == {".json", ".png"}
     pruned = run("res50prune.py", *flags, "--allocation", "sensitivity", cwd=work)
     assert "sensitivities read from" in pruned.stderr
     dense = json.loads((work / FOLDER / "baseline/result.json").read_text())
