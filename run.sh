@@ -11,6 +11,7 @@
 # for as many epochs as pruning and training before it took. TRAIN, TUNE and BENCH are more flags
 # of main.py, finetune.py and benchmark.py. Finished stages are skipped, interrupted ones go on,
 # and all networks are timed again when one of them or a flag is new: call it again at any time.
+# All goes into runs/ below the current folder; another grid with other epochs wants another one.
 set -euo pipefail
 case " $* " in
     *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
@@ -20,7 +21,7 @@ setup requirements.txt
 
 [ $# -gt 0 ] || set -- --dataset synthetic --depth 20
 case " $* " in
-    *synthetic*) : "${EPOCHS:=8}" "${TUNE_EPOCHS:=4}" ;;
+    *"--dataset synthetic "* | *"--dataset=synthetic "*) : "${EPOCHS:=8}" "${TUNE_EPOCHS:=4}" ;;
     *) : "${EPOCHS:=100}" "${TUNE_EPOCHS:=40}" ;;
 esac
 : "${METHODS:=l1}" "${RATIOS:=0.3 0.6 0.9}" "${SCRATCH:=}" "${BENCH:=}"
@@ -36,8 +37,9 @@ for method in "${methods[@]}"; do
 done
 
 # A flag that a later stage would refuse should not cost a training first.
-machine_flags=$(PYTHONPATH=$here python - "$train" "$tune" "$BENCH" "${#ways[@]}" "${ways[@]}" "$@" <<'PY'
+machine_flags=$(PYTHONPATH=$here SCRATCH=$SCRATCH python - "$train" "$tune" "$BENCH" "${#ways[@]}" "${ways[@]}" "$@" <<'PY'
 import sys
+from os import environ
 import benchmark, finetune, main, res50prune
 from pruning import options
 
@@ -45,6 +47,8 @@ sys.argv[0] = "run.sh"
 train, tune, bench, count, *rest = sys.argv[1:]
 ways, flags = rest[: int(count)], rest[int(count) :]
 parser = main.build_parser()
+if not ways or environ["SCRATCH"] not in ("", "0", "1"):
+    parser.error("METHODS and RATIOS want at least one word, SCRATCH 0 or 1")
 args = parser.parse_args(flags)
 if options.any_given(args):
     parser.error("set METHODS and RATIOS instead of pruning flags")
@@ -53,11 +57,16 @@ for way in ways:
     calls.append(res50prune.build_parser().parse_args(flags + way.split()))
     calls.append(finetune.build_parser().parse_args(flags + way.split() + tune.split()))
     try:
-        options.tag(calls[-1])
+        tags = {options.tag(call) for call in calls[-2:]}
     except ValueError as error:
         parser.error(str(error))
+    if len(tags) > 1:
+        parser.error(f"TUNE={tune!r} prunes otherwise than METHODS and RATIOS: {way}")
 if any(getattr(c, key, None) for c in calls for key in ("save", "like", "model", "refine")):
     parser.error("the folders are fixed: leave --save, --like, --model and --refine out")
+for key in ("dataset", "image_size", "arch", "depth", "width", "shortcut", "seed"):
+    if any(getattr(call, key) != getattr(args, key) for call in calls):
+        parser.error(f"--{key.replace('_', '-')} is for all stages: give it to run.sh itself")
 benchmark.build_parser().parse_args(["checkpoint", *bench.split()])
 print("--device", args.device, "--precision", args.precision, end=" ")
 print("--threads", args.threads) if args.threads else print()
@@ -77,14 +86,17 @@ for way in "${ways[@]}"; do
 done
 if [ "$SCRATCH" = 1 ]; then
     for tuned in "${networks[@]:1:$controlled}"; do
-        control=$(stage main.py "$@" --like "$tuned" $train --epochs $((EPOCHS + TUNE_EPOCHS)))
+        control=$(stage main.py "$@" --like "$tuned" $train --epochs $((10#$EPOCHS + 10#$TUNE_EPOCHS)))
         networks+=("$control")
     done
 fi
 seed=$(dirname "$(dirname "$dense")")
-what="$machine_flags $BENCH $(cksum "${networks[@]}")"
-if [ "$what" != "$(cat "$seed/timed" 2>/dev/null)" ]; then
+what_is_timed() {
+    echo "$machine_flags $BENCH"
+    cksum "${networks[@]}" "${networks[@]/%model.pt/benchmark.json}" 2>/dev/null || true
+}
+if [ "$(what_is_timed)" != "$(cat "$seed/timed" 2>/dev/null)" ]; then
     python "$here/benchmark.py" $machine_flags "${networks[@]}" $BENCH >/dev/null
-    echo "$what" >"$seed/timed"
+    what_is_timed >"$seed/timed"
 fi
 python "$here/report.py" "$(dirname "$seed")" --published "$here/docs/published.json"

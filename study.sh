@@ -12,6 +12,10 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 part=${1:-help}
 [ $# -eq 0 ] || shift
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; }
+case " $part $* " in
+    *" -h "* | *" --help "*) usage; exit 0 ;;
+esac
 
 methods="l1, soft, weight, l1 --criterion random"
 case $part in
@@ -24,6 +28,7 @@ case $part in
         # PruningBench's three sizes: 2, 4 and 8 times fewer MACs, the residual stream cut too.
         for share in 0.5 0.25 0.125; do methods+=", l1 --scope all --target-macs $share"; done ;;
     publish)
+        [ $# -eq 0 ] || { echo "study.sh: publish takes no flags" >&2; exit 2; }
         source "$here/setup.sh"
         setup requirements.txt
         results=$here/docs/results
@@ -33,17 +38,23 @@ case $part in
             exit 1
         fi
         while read -r file; do # adds to what was published before, from other machines perhaps
+            if ! python -m json.tool "$file" >/dev/null 2>&1; then
+                echo "study.sh: $file is damaged: left out" >&2
+                continue
+            fi
             folder=$(dirname "$file") && target=$results/${folder#runs/cifar100/}
             mkdir -p "$target"
             for kept in "$file" "$folder/metrics.jsonl" "$folder/benchmark.json"; do
                 [ ! -f "$kept" ] || cp "$kept" "$target"
             done
         done <<<"$found"
-        rm -f "$results"/*.png
+        before=$(mktemp)
         python "$here/report.py" "$results" --save "$results" --published "$here/docs/published.json" \
             --write "$here/README.md" "$here/docs/results.md"
+        find "$results" -maxdepth 1 -name '*.png' ! -newer "$before" -delete # of earlier reports
+        rm "$before"
         exit ;;
-    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) usage >&2; exit 2 ;;
 esac
 case $part in
     large) train="--lr 0.2 --batch-size 256 --compile" tune="--batch-size 256 --compile" ;;
@@ -53,7 +64,9 @@ export METHODS=${METHODS:-$methods} RATIOS=${RATIOS:-0.3 0.6 0.9} SCRATCH=${SCRA
 export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
 export TRAIN="$train ${TRAIN:-}" TUNE="$tune ${TUNE:-}"
 export BENCH=${BENCH:---engines eager fused compile --profile}
-for seed in ${SEEDS:-$seeds}; do
+read -ra seeds <<<"${SEEDS:-$seeds}"
+[ ${#seeds[@]} -gt 0 ] || { echo "study.sh: SEEDS is blank: wants numbers" >&2; exit 2; }
+for seed in "${seeds[@]}"; do
     for network in "${networks[@]}"; do
         bash "$here/run.sh" --dataset cifar100 --seed "$seed" $network "$@"
     done

@@ -69,7 +69,7 @@ def _what_if(
             f"{bare / own:.0%} of its time remains with a single channel per layer: starting the "
             "layers takes it, and pruning leaves their number"
         )
-    if even < 0.95 * own:
+    if even < 0.95 * own and wide["widths"] != spec["widths"]:
         found.append(
             f"odd widths: rounded up to multiples of {multiple} it would take {even / own:.2f} "
             "of its time, with more channels"
