@@ -148,7 +148,7 @@ def _followed(cell: Cell, gain: float, engine: str | None) -> str:
     if measured is None:
         return "; its time was not measured."
     faster = measured > 1.05
-    verdict = "did not" if not faster else "followed" if measured >= KEPT * gain else "did in part"
+    verdict = "did not" if not faster else "followed" if measured >= KEPT * gain else "followed in part"
     alone = cell.mean("latency_speedup", engine)
     return (
         f". Time {verdict}: {measured:.2f}x the images per second, {alone:.2f}x at batch 1 "
