@@ -139,7 +139,9 @@ def where_it_pays(study: Study, network: str) -> list[str]:
 def _change(cell: Cell, dense: Cell) -> str:
     differences = cell.minus(dense)
     mean, half = interval(differences)
-    many = f"± {half:.2f} points (95 %, n={len(differences)})" if half else "points (one seed)"
+    many = "points (one seed)"
+    if half is not None:
+        many = f"± {half:.2f} points (95 %, n={len(differences)})"
     return f"{'gains' if mean > 0 else 'loses'} {abs(mean):.2f} {many}"
 
 

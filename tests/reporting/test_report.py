@@ -99,6 +99,13 @@ def test_a_gain_that_chance_may_have_made_is_called_so(study):
     assert "l1 and l1 random cannot be told apart: 1.75 ± 3.18 points (95 %, n=2)" in lines
 
 
+def test_seeds_that_agree_exactly_are_still_several(study):
+    for file in study.glob("cifar100/resnet20/seed*/l1-0.3/*/result.json"):
+        file.unlink()
+    told = "".join(answers(collect([study]))["Where does pruning pay?"])
+    assert "the nearest, 0.6, loses 4.00 ± 0.00 points (95 %, n=2)" in told
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(study):
     folder = study / "cifar100/resnet20/seed1/l1-0.6/finetuned"
     edit(folder, lambda r: r["arguments"].update(batch_size=1024))
