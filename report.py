@@ -23,9 +23,6 @@ from utils.files import write_atomically, write_text
 from utils.log import say
 
 BLOCKS = ("results", "report")  # of Markdown files: in short, and whole
-# Of the table in a block of results: what a visitor wants to know first.
-HEADLINE = ("network", "method", "pruned", "seeds", "top-1 %", "±", "lost", "MACs x")
-HEADLINE += ("params M", "nonzero M", "time x at 1", "time x", "compressed MB")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -139,8 +136,7 @@ def blocks(
         return f"![{name}]({at}{name}.png)"
 
     first = "accuracy-time" if "accuracy-time" in figures else "accuracy-macs"
-    short = [tables.markdown(study, HEADLINE), plot(first)]
-    short.append("\n".join(f"- {line}" for lines in summary.values() for line in lines))
+    short = [tables.headline(study), plot(first)]
     whole = [tables.markdown(study)]
     whole += [_section(question, lines) for question, lines in summary.items()]
     whole += [plot(name) for name in figures]

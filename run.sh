@@ -4,14 +4,15 @@
 #     bash run.sh                                    a few minutes on generated images
 #     bash run.sh --dataset cifar100 --depth 50      the real thing; flags that all stages take
 #     METHODS="l1, soft" RATIOS="0.5 0.7" EPOCHS=30 TUNE_EPOCHS=10 bash run.sh --depth 20
-#     METHODS="l1, l1 --criterion random, weight --pattern 2:4" SCRATCH=1 bash run.sh --depth 56
+#     METHODS="l1, l1 --criterion random, weight --pattern 2:4" CONTROLS=1 bash run.sh --depth 56
 #
 # METHODS, with commas between, may carry flags of res50prune.py; those that do not say how much
-# to prune are run at each of RATIOS. SCRATCH=1 also trains what the first one cut from scratch,
-# for as many epochs as pruning and training before it took. TRAIN, TUNE and BENCH are more flags
-# of main.py, finetune.py and benchmark.py. Finished stages are skipped, interrupted ones go on,
-# and all networks are timed again when one of them or a flag is new: call it again at any time.
-# All goes into runs/ below the current folder; another grid with other epochs wants another one.
+# to prune are run at each of RATIOS. CONTROLS=1 also trains, for as many epochs as the pruned
+# networks in all, the dense network further, and what the first way cut from scratch. TRAIN, TUNE
+# and BENCH are more flags of main.py, finetune.py and benchmark.py. Finished stages are skipped,
+# interrupted ones go on, and all networks are timed again when one of them or a flag is new: call
+# it again at any time. All goes into runs/ below the current folder; another grid with other
+# epochs wants another one.
 set -euo pipefail
 case " $* " in
     *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
@@ -24,7 +25,7 @@ case " $* " in
     *"--dataset synthetic "* | *"--dataset=synthetic "*) : "${EPOCHS:=8}" "${TUNE_EPOCHS:=4}" ;;
     *) : "${EPOCHS:=100}" "${TUNE_EPOCHS:=40}" ;;
 esac
-: "${METHODS:=l1}" "${RATIOS:=0.3 0.6 0.9}" "${SCRATCH:=}" "${BENCH:=}"
+: "${METHODS:=l1}" "${RATIOS:=0.3 0.6 0.9}" "${CONTROLS:=}" "${BENCH:=}"
 train="--epochs $EPOCHS ${TRAIN:-}" tune="--epochs $TUNE_EPOCHS ${TUNE:-}"
 IFS=, read -ra methods <<<"${METHODS//$'\n'/ }"
 ways=() controlled="" # of pruning, as flags; how many of them are the first method's
@@ -37,7 +38,7 @@ for method in "${methods[@]}"; do
 done
 
 # A flag that a later stage would refuse should not cost a training first.
-machine_flags=$(PYTHONPATH=$here SCRATCH=$SCRATCH python - "$train" "$tune" "$BENCH" "${#ways[@]}" "${ways[@]}" "$@" <<'PY'
+machine_flags=$(PYTHONPATH=$here CONTROLS=$CONTROLS python - "$train" "$tune" "$BENCH" "${#ways[@]}" "${ways[@]}" "$@" <<'PY'
 import sys
 from os import environ
 import benchmark, finetune, main, res50prune
@@ -47,8 +48,8 @@ sys.argv[0] = "run.sh"
 train, tune, bench, count, *rest = sys.argv[1:]
 ways, flags = rest[: int(count)], rest[int(count) :]
 parser = main.build_parser()
-if not ways or environ["SCRATCH"] not in ("", "0", "1"):
-    parser.error("METHODS and RATIOS want at least one word, SCRATCH 0 or 1")
+if not ways or environ["CONTROLS"] not in ("", "0", "1"):
+    parser.error("METHODS and RATIOS want at least one word, CONTROLS 0 or 1")
 args = parser.parse_args(flags)
 if options.any_given(args):
     parser.error("set METHODS and RATIOS instead of pruning flags")
@@ -84,8 +85,10 @@ for way in "${ways[@]}"; do
     tuned=$(stage finetune.py "$@" $way $tune)
     networks+=("$tuned")
 done
-if [ "$SCRATCH" = 1 ]; then
-    for tuned in "${networks[@]:1:$controlled}"; do
+if [ "$CONTROLS" = 1 ]; then
+    further=$(stage finetune.py "$@" --refine "$dense" $tune)
+    networks+=("$further")
+    for tuned in "${networks[@]:1:controlled}"; do
         control=$(stage main.py "$@" --like "$tuned" $train --epochs $((10#$EPOCHS + 10#$TUNE_EPOCHS)))
         networks+=("$control")
     done

@@ -22,7 +22,7 @@ case $part in
     thin) networks=("--depth 20") epochs=32 tune_epochs=10 seeds="0 1 2" ;;
     small)
         networks=("--depth 26 --width 16" "--depth 26 --width 16 --arch resnet_de")
-        epochs=20 tune_epochs=10 seeds="0 1" ;;
+        epochs=20 tune_epochs=5 seeds="0 1" ;;
     large)
         networks=("--depth 50" "--depth 50 --arch resnet_de") epochs=200 tune_epochs=40 seeds=0
         # PruningBench's three sizes: 2, 4 and 8 times fewer MACs, the residual stream cut too.
@@ -60,7 +60,7 @@ case $part in
     large) train="--lr 0.2 --batch-size 256 --compile" tune="--batch-size 256 --compile" ;;
     *) train="--lr 0.2 --label-smoothing 0 --compile" tune="--label-smoothing 0 --compile" ;;
 esac
-export METHODS=${METHODS:-$methods} RATIOS=${RATIOS:-0.3 0.6 0.9} SCRATCH=${SCRATCH:-1}
+export METHODS=${METHODS:-$methods} RATIOS=${RATIOS:-0.3 0.6 0.9} CONTROLS=${CONTROLS:-1}
 export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
 export TRAIN="$train ${TRAIN:-}" TUNE="$tune ${TUNE:-}"
 export BENCH=${BENCH:---engines eager fused compile --profile}

@@ -14,6 +14,7 @@ from models import STAGES
 from utils import stages
 
 DENSE = "dense"
+FURTHER = "dense further"  # fine-tuned without having been pruned
 # The order in which ways of pruning are listed; variants follow the way that they vary.
 METHODS = (DENSE, "l1", "soft", "weight")
 
@@ -51,10 +52,10 @@ class Finished:
     @property
     def series(self) -> str:
         """What else tells runs apart: the way of pruning, of training again; or a control."""
-        if not self._prunings:
-            return DENSE
         words, arguments = [], self.result["arguments"]
-        words.append("+".join(part.split("-")[0] for part in self._prunings))
+        words.append("+".join(part.split("-")[0] for part in self._prunings) or DENSE)
+        if not self._prunings and self.stage == "finetuned":
+            words = [FURTHER]
         words += [word for part in self._prunings for word in part.split("-")[2:]]
         if arguments.get("recipe", "default") != "default":
             words.append(arguments["recipe"])
@@ -72,7 +73,8 @@ class Finished:
     @property
     def control(self) -> bool:
         """Whether it is there to be beaten."""
-        return self.stage == "like" or "random" in self.series.split()
+        words = self.series.split()
+        return self.stage == "like" or "random" in words or "further" in words
 
 
 WORDS = {"teacher_hash": "taught", "reestimate_bn": "bn"}
@@ -137,6 +139,12 @@ class Study:
 
     def dense(self, network: str) -> Cell | None:
         return next((c for c in self.of(network) if c.first.series == DENSE), None)
+
+    def reference(self, cell: Cell) -> Cell | None:
+        """What it loses accuracy against: the dense network, after as many epochs if possible."""
+        further = (c for c in self.of(cell.first.network) if FURTHER in c.first.series)
+        fair = (c for c in further if c is not cell and self.epochs(c) == self.epochs(cell))
+        return next((c for c in fair if c.seeds >= cell.seeds), self.dense(cell.first.network))
 
     def engine(self, network: str) -> str | None:
         """The engine, type and device that most cells were measured in; of those, the fastest."""

@@ -35,8 +35,8 @@ def points(cell: Cell) -> str:
 
 
 def lost(study: Study, cell: Cell) -> float | None:
-    """Points below the dense network, seed by seed, on average."""
-    dense = study.dense(cell.first.network)
+    """Points below the dense network (`Study.reference`), seed by seed, on average."""
+    dense = study.reference(cell)
     drops = cell.minus(dense) if dense and dense is not cell else []
     return -statistics.mean(drops) if drops else None
 
@@ -48,7 +48,7 @@ def best_at_each_size(study: Study, network: str) -> list[str]:
     """
     lines = []
     cells = [cell for cell in study.of(network) if cell.first.amount]
-    for amount in sorted({cell.first.amount for cell in cells}, key=_as_number):
+    for amount in sorted({cell.first.amount for cell in cells}, key=as_number):
         own = [cell for cell in cells if cell.first.amount == amount]
         ranked = sorted(own, key=lambda cell: -cell.mean("top1"))
         methods = [cell for cell in ranked if not cell.first.control]
@@ -108,9 +108,6 @@ def interval(differences: list[float]) -> tuple[float, float | None]:
 
 def where_it_pays(study: Study, network: str) -> list[str]:
     """Per method, the largest cut within a point of the dense network; whether time followed."""
-    dense = study.dense(network)
-    if dense is None:
-        return []
     lines, engine = [], study.engine(network)
     methods: dict[str, list[Cell]] = {}
     for cell in study.of(network):
@@ -120,6 +117,7 @@ def where_it_pays(study: Study, network: str) -> list[str]:
         close = [cell for cell in cells if lost(study, cell) <= CLOSE]
         if not close:
             nearest = min(cells, key=lambda cell: lost(study, cell))
+            dense = study.reference(nearest)
             lines.append(
                 f"{network}: no cut by {series} stays within {CLOSE:g} point of the dense "
                 f"{points(dense)}; the nearest, {nearest.first.amount}, "
@@ -127,6 +125,7 @@ def where_it_pays(study: Study, network: str) -> list[str]:
             )
             continue
         far = max(close, key=lambda cell: theoretical_speedup(study, cell))
+        dense = study.reference(far)
         gain = theoretical_speedup(study, far)
         epochs = f"after {study.epochs(far)} epochs against {study.epochs(dense)}"
         lines.append(
@@ -211,6 +210,7 @@ def _smaller(study: Study, cell: Cell) -> bool:
     return dense is not None and cell.mean("macs") < 0.99 * dense.mean("macs")
 
 
-def _as_number(amount: str) -> tuple[float, str]:
+def as_number(amount: str) -> tuple[float, str]:
+    """The order of amounts pruned: "0.3" before "0.6"."""
     number = re.search(r"\d+(?:\.\d+)?", amount)
     return (float(number[0]) if number else 0.0), amount

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from measurement.rows import TIMED
 
 from .collect import Cell, Study
-from .summary import lost, theoretical_speedup
+from .summary import as_number, lost, theoretical_speedup
 
 
 class Column(NamedTuple):
@@ -49,10 +49,10 @@ COLUMNS = (
 
 def note(study: Study) -> str:
     """What the columns mean."""
-    engines = {name: study.engine(name) for name in study.networks}
-    told = "; ".join(f"{name} in {engine}" for name, engine in engines.items() if engine)
+    told = _engines(study)
     return (
-        "±: standard deviation over seeds. lost: points of top-1 below the dense network. epochs: "
+        "±: standard deviation over seeds. lost: points of top-1 below the dense network, or below "
+        "the one trained further where that makes as many epochs. epochs: "
         "of all trainings together. MACs x, time x: how many times less than the dense network; "
         "MACs count as if zero weights cost nothing, which in dense kernels they do not. Time x at "
         "one image (at 1) and at the batch with the best throughput"
@@ -114,9 +114,51 @@ def text(value: Any, digits: int | None) -> str:
     return str(value) if digits is None else f"{value:.{digits}f}"
 
 
-def markdown(study: Study, only: tuple[str, ...] = ()) -> str:
-    """The table in Markdown, with `only` some of the columns, and what they mean."""
-    return _markdown(COLUMNS, rows(study), only) + f"\n{note(study)}\n"
+def markdown(study: Study) -> str:
+    """The table in Markdown, and what its columns mean."""
+    return _markdown(COLUMNS, rows(study)) + f"\n{note(study)}\n"
+
+
+def headline(study: Study) -> str:
+    """In Markdown, what a visitor wants to know first: a row for each way, a column each amount."""
+    amounts = sorted({cell.first.amount for cell in study.cells}, key=as_number)
+    columns = [Column("network"), Column("method"), Column("seeds")]
+    columns += [Column(f"{amount} pruned" if amount else "whole") for amount in amounts]
+    lines: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in study.cells:
+        lines.setdefault((cell.first.network, cell.first.series), {})[cell.first.amount] = cell
+    table = []
+    for names, cells in lines.items():
+        counts = sorted({len(cell.runs) for cell in cells.values()})
+        seeds = "-".join(map(str, counts[:: max(1, len(counts) - 1)]))
+        told = [_in_short(study, cells[a]) if a in cells else "" for a in amounts]
+        table.append([*names, seeds, *told])
+    return _markdown(columns, table) + (
+        "\nTop-1 % ± standard deviation over seeds; then how many times fewer MACs there are if "
+        "zeros cost nothing, and how many times as many images per second were measured "
+        f"({_engines(study)}).\n"
+    )
+
+
+def _in_short(study: Study, cell: Cell) -> str:
+    spread, engine = cell.spread("top1"), study.engine(cell.first.network)
+    told = text(cell.mean("top1"), 2) + (f" ± {spread:.2f}" if spread is not None else "")
+    if not cell.first.amount:
+        return told
+    speedup = cell.mean("measured_speedup", engine) if engine else None
+    factors = (("fewer MACs", theoretical_speedup(study, cell)), ("images/s", speedup))
+    return "<br>".join([told, *(f"{times:.2f}x {what}" for what, times in factors if times)])
+
+
+def _engines(study: Study) -> str:
+    """What the times of each network were measured in."""
+    networks: dict[str, list[str]] = {}
+    for name in study.networks:
+        if engine := study.engine(name):
+            networks.setdefault(engine, []).append(name)
+    if len(networks) == 1:
+        return next(iter(networks))
+    return "; ".join(f"{', '.join(names)} in {engine}" for engine, names in networks.items())
 
 
 def engines_markdown(study: Study) -> str:
@@ -125,8 +167,8 @@ def engines_markdown(study: Study) -> str:
     return _markdown(ENGINE_COLUMNS, table) if table else ""
 
 
-def _markdown(columns: Sequence[Column], table: list[list[Any]], only: tuple[str, ...] = ()) -> str:
-    shown = [i for i in used(table) if not only or columns[i].name in only]
+def _markdown(columns: Sequence[Column], table: list[list[Any]]) -> str:
+    shown = used(table)
     head = "| " + " | ".join(columns[i].name for i in shown) + " |"
     rule = "|" + "|".join("---" if columns[i].digits is None else "---:" for i in shown) + "|"
     lines = [

@@ -42,7 +42,7 @@ def bash(*command, cwd, **env):
 
 def test_the_grid_with_its_controls_is_done_once(tmp_path):
     first = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **TINY)
-    assert result(first)["networks"] == 4
+    assert result(first)["networks"] == 5
     assert result(first)["problems"] == []
     seed = tmp_path / "runs/synthetic/resnet20w4/seed1"
     written = {file: file.stat().st_mtime_ns for file in seed.rglob("*.json")}
@@ -50,7 +50,9 @@ def test_the_grid_with_its_controls_is_done_once(tmp_path):
     scratch = json.loads((seed / "l1-0.6/like/result.json").read_text())["arguments"]
     assert (tuned["label_smoothing"], scratch["lr"], scratch["train_images"]) == (0, 0.2, 256)
     assert scratch["epochs"] == 2  # the pruned network had one before it was cut, and one after
-    assert len([file for file in written if file.name == "benchmark.json"]) == 4
+    further = json.loads((seed / "finetuned/result.json").read_text())["arguments"]
+    assert (further["epochs"], further["method"]) == (1, None)
+    assert len([file for file in written if file.name == "benchmark.json"]) == 5
     (seed / "baseline/benchmark.json").unlink()  # is measured anew, and nothing else is done
     assert result(bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **TINY))["problems"] == []
     assert (seed / "baseline/benchmark.json").is_file()
@@ -76,7 +78,7 @@ def test_a_stage_that_fails_ends_the_loop_with_its_code_and_its_line(tmp_path):
         ),
         (["thin"], {"TUNE": "--ratio 0.4"}, "prunes otherwise"),
         (["thin"], {"METHODS": "l1 --seed 3"}, "--seed is for all stages"),
-        (["thin"], {"SCRATCH": "yes"}, "SCRATCH 0 or 1"),
+        (["thin"], {"CONTROLS": "yes"}, "CONTROLS 0 or 1"),
         (["thin"], {"SEEDS": " "}, "SEEDS is blank"),
         (["publish", "--now"], {}, "publish takes no flags"),
         (["large", "--save", "here"], {}, "folders are fixed"),
@@ -109,7 +111,7 @@ def test_publishing_keeps_the_figures_and_no_weights(checkout, study):  # noqa: 
     assert not (results / "old.png").exists()
     assert (results / "resnet20/seed0/baseline/metrics.jsonl").is_file()
     before, block, after = split((checkout / "README.md").read_text(), "results")
-    assert "| cifar100 resnet20 | l1 | 0.6 |" in block
+    assert "| cifar100 resnet20 | l1 | 1-2 |" in block
     assert "docs/results/accuracy-time.png" in block
     assert split((ROOT / "README.md").read_text(), "results")[::2] == [before, after]
     assert "(results/widths.png)" in split((checkout / "docs/results.md").read_text(), "report")[1]

@@ -8,7 +8,7 @@ import pytest
 
 from reporting import plots, tables
 from reporting.collect import collect
-from reporting.summary import answers
+from reporting.summary import answers, lost
 from tests.conftest import ROOT, result, run
 from tests.reporting.conftest import SHAPE, timing, write
 
@@ -97,6 +97,24 @@ def test_a_gain_that_chance_may_have_made_is_called_so(study):
     edit(tuned, lambda r: r.update(top1=told + 0.5))
     lines = "".join(answers(collect([study]))["Which method is best at each size?"])
     assert "l1 and l1 random cannot be told apart: 1.75 ± 3.18 points (95 %, n=2)" in lines
+
+
+def test_the_dense_network_with_as_many_epochs_is_what_others_are_compared_with(study):
+    root = study / "cifar100/resnet20"
+    for seed in (0, 1):
+        where = {"seed": seed, "parent": f"hash of baseline None {seed}"}
+        write(root / f"seed{seed}/finetuned", "finetuned", top1=70.5 + seed, **where)
+    found = collect([study])
+    further = cell(found, "dense further")
+    assert further.first.control
+    assert lost(found, further) == -0.5  # itself against the one that it came from
+    assert lost(found, cell(found, "l1 0.6")) == 4.5
+    assert found.reference(cell(found, "l1 from scratch 0.6")) is cell(found, "dense")  # 5 epochs
+    _, pays, _ = answers(found).values()
+    assert "weight 0.6 loses 0.30 points (one seed), after 10 epochs against 10" in pays[2]
+    (root / "seed1/finetuned/result.json").unlink()
+    found = collect([study])
+    assert lost(found, cell(found, "l1 0.6")) == 4.0  # it has no peer for each of its seeds
 
 
 def test_seeds_that_agree_exactly_are_still_several(study):
@@ -285,7 +303,9 @@ def test_the_command(study, tmp_path):
     block, after = block.split("\n<!-- /results -->\n")
     assert after == "after\n"
     assert "old" not in block
-    assert "| cifar100 resnet20 | l1 | 0.6 |" in block
+    assert (
+        "| cifar100 resnet20 | l1 | 1-2 |  | 69.90<br>1.43x fewer MACs<br>1.05x images/s |" in block
+    )
     assert "](runs/report/accuracy-time.png)" in text
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     again = run("report.py", study, "--write", readme, "--published", published, cwd=tmp_path)
