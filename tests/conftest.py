@@ -1,10 +1,6 @@
-"""Small real things for the tests: networks with lively BatchNorms, image trees, commands."""
+"""Small real things for the tests: networks with lively BatchNorms, image trees."""
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +14,6 @@ from models import build
 # Examples are drawn afresh on a developer's machine, and are the same in every automatic run.
 settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("ours")
-ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
 # The commands that tests start share two cores with each other, and the same bits are expected
 # of them again and again, which a GPU does not give.
@@ -37,20 +32,6 @@ def lively(spec, seed=0):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
     return model
-
-
-def run(*args, cwd, env=None):
-    """Run a script of the repository as a user does; returns the finished process."""
-    command = [sys.executable, str(ROOT / args[0]), *map(str, args[1:])]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def result(process):
-    """The one JSON object on standard output of a command that succeeded."""
-    assert process.returncode == 0, process.stderr
-    (line,) = process.stdout.splitlines()
-    return json.loads(line)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.command import ROOT
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MAY_IMPORT = {

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import result, run
+from tests.command import result, run
 
 pytestmark = pytest.mark.xdist_group("benchmark")  # one worker: the fixture takes seconds
 NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size", "16"]

@@ -11,7 +11,8 @@ from PIL import Image
 
 import export
 from models import new_spec
-from tests.conftest import ROOT, lively, result, run
+from tests.command import ROOT, result, run
+from tests.conftest import lively
 from utils.checkpoint import load, model_of
 from utils.data import normalise, synthetic
 from utils.exports import FORMATS

@@ -12,7 +12,8 @@ import res50prune
 from models import cost_of, new_spec, spec_of
 from pruning import options
 from pruning.methods import METHODS, Method, Pruned, Task
-from tests.conftest import lively, result, run
+from tests.command import result, run
+from tests.conftest import lively
 from utils import checkpoint as checkpoints
 
 NET = ["--depth", "26", "--arch", "resnet_de", "--width", "4"]

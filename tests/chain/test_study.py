@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, result, run
+from tests.command import ROOT, result, run
 from tests.reporting.conftest import study  # noqa: F401 - a fixture
 
 # Tiny, and with nothing compiled; what a user may set to change the grid.

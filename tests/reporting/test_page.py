@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import result, run
+from tests.command import result, run
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -9,7 +9,7 @@ import pytest
 from reporting import plots, tables
 from reporting.collect import collect
 from reporting.summary import answers, lost
-from tests.conftest import ROOT, result, run
+from tests.command import ROOT, result, run
 from tests.reporting.conftest import SHAPE, timing, write
 
 NETWORK = "cifar100 resnet20"
