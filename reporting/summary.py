@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import statistics
+from math import log
+
+import numpy as np
 
 from measurement.diagnosis import KEPT
 
@@ -176,10 +179,32 @@ def separable_against_standard(study: Study) -> list[str]:
         )
         lines.append(
             f"{network} loses more than {standard} in {sum(m > 0 for m in more)} of "
-            f"{len(more)} cases, {statistics.mean(more):+.2f} points on average. Points lost and "
-            f"MACs, standard and separable: {told}."
+            f"{len(more)} cases of the same amount, {statistics.mean(more):+.2f} points "
+            f"on average. Points lost and MACs, standard and separable: {told}."
+            + _at_equal_macs(study, ours, theirs)
         )
     return lines or ["No separable network stands beside a standard one of the same depth here."]
+
+
+def _at_equal_macs(
+    study: Study, ours: dict[tuple[str, str], Cell], theirs: dict[tuple[str, str], Cell]
+) -> str:
+    """The same ratio cuts other shares of the two: losses where equal shares of MACs are gone.
+
+    Those of the standard network are interpolated over the logarithm of its MACs x between the
+    amounts of a series, from none on; nothing is said beyond the largest.
+    """
+    found = []
+    for (series, _), cell in theirs.items():
+        own = [other for key, other in ours.items() if key[0] == series]
+        curve = sorted((log(theoretical_speedup(study, o)), lost(study, o)) for o in own)
+        times = theoretical_speedup(study, cell)
+        if curve and 0 < log(times) <= curve[-1][0]:
+            standard = np.interp(log(times), *zip((0.0, 0.0), *curve, strict=True))
+            found.append(f"{series} {times:.2f}x: {standard:.2f} and {lost(study, cell):.2f}")
+    if not found:
+        return ""
+    return f" For equally many times fewer MACs, standard interpolated: {'; '.join(found)}."
 
 
 def _prunings(study: Study, network: str) -> dict[tuple[str, str], Cell]:

@@ -219,14 +219,18 @@ def test_networks_pruned_twice_and_cells_of_equal_cost(study):
 
 
 def test_separable_beside_standard(study):
-    for arch, dense, pruned in (("resnet", 70.0, 66.0), ("resnet_de", 60.0, 50.0)):
+    for arch, dense, pruned in (("resnet", 70.0, (66.0, 0.25)), ("resnet_de", 60.0, (57.0, 0.5))):
         shape = {**SHAPE, "arch": arch, "depth": 26, "width": 64, "shortcut": "B"}
         root = study / f"cifar100/{arch}26/seed0"
         write(root / "baseline", "baseline", top1=dense, shape=shape)
-        write(root / "l1-0.6/finetuned", "finetuned", "l1-0.6", top1=pruned, shape=shape)
+        left = dict(zip(("top1", "share"), pruned, strict=True))
+        write(root / "l1-0.6/finetuned", "finetuned", "l1-0.6", shape=shape, **left)
     (line,) = list(answers(collect([study])).values())[2]
-    assert "resnet_de26 loses more than cifar100 resnet26 in 1 of 1 cases, +6.00 points" in line
-    assert "l1 0.6: 4.00 for 1.00x fewer (n=1) and 10.00 for 1.00x fewer (n=1)" in line
+    assert "resnet_de26 loses more than cifar100 resnet26 in 0 of 1 cases" in line
+    assert "of the same amount, -1.00 points on average" in line
+    assert "l1 0.6: 4.00 for 4.00x fewer (n=1) and 3.00 for 2.00x fewer (n=1)" in line
+    # Half way to a quarter of the MACs, on the logarithm, lie half of the 4 points.
+    assert line.endswith("standard interpolated: l1 2.00x: 2.00 and 3.00.")
 
 
 def test_tables_agree_with_the_runs(study):
