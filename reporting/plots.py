@@ -116,7 +116,7 @@ def accuracy(
             axes.annotate(point["method"], place, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
-        timed = f", share of dense\n{study.engine(network)}" if label.startswith("time") else ""
+        timed = f",\nshare of dense\n{study.engine(network)}" if label.startswith("time") else ""
         axes.set_xlabel(label + timed)
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)
@@ -167,7 +167,7 @@ def widths(study: Study) -> Figure | None:
             style = {"color": colour(cell.first), "marker": marker(study, cell.first.series)}
             style |= {"where": "mid", "lw": 1.3, "ms": 3}
             (shown[cell.first.series],) = axes.step(positions, after, **style)
-        axes.set_title(f"{network}, {amount} pruned")
+        axes.set_title(f"{network}\n{amount} pruned")
         axes.set_xlabel("convolution, from input to output")
     panels[0].set_ylabel("channels")
     _legend(figure, shown)
@@ -183,7 +183,7 @@ def training(study: Study) -> Figure | None:
         for title, belongs in sides:
             cells = [c for c in study.of(network) if belongs(c.first.stage) and c.first.curve]
             if cells:
-                wanted.append((f"{network}, {title}", cells))
+                wanted.append((f"{network}\n{title}", cells))
     if not wanted:
         return None
     figure, panels = _panels(len(wanted), 2.8)
@@ -221,7 +221,7 @@ def churn(study: Study) -> Figure | None:
         ):
             values = [row.get(key) or 0 for row in run.curve]
             shown[words] = axes.bar(epochs, values, color=shade, width=0.8)
-        axes.set_title(f"{run.network}, {run.amount} {run.series}")
+        axes.set_title(f"{run.network}\n{run.amount} {run.series}")
         _epochs_axis(axes)
         right = axes.twinx()
         right.grid(False)

@@ -262,6 +262,18 @@ def test_every_plot_is_drawn(study):
         assert plots.to_png(figure).startswith(b"\x89PNG")
 
 
+def test_words_on_plots_stand_clear_of_each_other():
+    """With three networks side by side, whose names are long."""
+    for name, figure in plots.figures(collect([ROOT / "docs/results"])).items():
+        figure.draw_without_rendering()
+        words = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label)]
+        boxes = [(text.get_text(), text.get_window_extent()) for text in words if text.get_text()]
+        for i, (text, box) in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0, (name, text)
+            assert box.x1 <= figure.bbox.x1, (name, text)
+            assert not any(box.overlaps(other) for _, other in boxes[:i]), (name, text)
+
+
 def test_colour_and_marker_tell_series_apart(study):
     for variant in ("global", "taylor", "all"):
         write(study / variant, "finetuned", f"l1-0.5-{variant}", share=0.5)
