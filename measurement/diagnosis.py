@@ -17,12 +17,15 @@ from utils.machine import Machine
 from .engines import ENGINES
 from .timing import interleaved, layer_times
 
-KEPT = 0.75  # of the promised speed-up; whoever has less is asked why
+
+def keeps_up(measured: float, theoretical: float) -> bool:
+    """Whether a measured speed-up is most of the promised one: three quarters, as logarithms."""
+    return measured >= theoretical**0.75
 
 
 def verdict(theoretical: float, measured: float) -> str | None:
     """One line on a speed-up that falls short of the MACs, None for one that does not."""
-    if theoretical < 1.05 or measured >= KEPT * theoretical:
+    if theoretical < 1.05 or keeps_up(measured, theoretical):
         return None
     if measured < 0.97:
         how = f"slower than the dense network ({measured:.2f}x)"

@@ -52,10 +52,9 @@ class Finished:
     @property
     def series(self) -> str:
         """What else tells runs apart: the way of pruning, of training again; or a control."""
-        words, arguments = [], self.result["arguments"]
-        words.append("+".join(part.split("-")[0] for part in self._prunings) or DENSE)
-        if not self._prunings and self.stage == "finetuned":
-            words = [FURTHER]
+        whole = FURTHER if self.stage == "finetuned" else DENSE
+        words = ["+".join(part.split("-")[0] for part in self._prunings) or whole]
+        arguments = self.result["arguments"]
         words += [word for part in self._prunings for word in part.split("-")[2:]]
         if arguments.get("recipe", "default") != "default":
             words.append(arguments["recipe"])
@@ -73,8 +72,8 @@ class Finished:
     @property
     def control(self) -> bool:
         """Whether it is there to be beaten."""
-        words = self.series.split()
-        return self.stage == "like" or "random" in words or "further" in words
+        further = self.series.startswith(FURTHER)
+        return self.stage == "like" or further or "random" in self.series.split()
 
 
 WORDS = {"teacher_hash": "taught", "reestimate_bn": "bn"}
@@ -139,12 +138,6 @@ class Study:
 
     def dense(self, network: str) -> Cell | None:
         return next((c for c in self.of(network) if c.first.series == DENSE), None)
-
-    def reference(self, cell: Cell) -> Cell | None:
-        """What it loses accuracy against: the dense network, after as many epochs if possible."""
-        further = (c for c in self.of(cell.first.network) if FURTHER in c.first.series)
-        fair = (c for c in further if c is not cell and self.epochs(c) == self.epochs(cell))
-        return next((c for c in fair if c.seeds >= cell.seeds), self.dense(cell.first.network))
 
     def engine(self, network: str) -> str | None:
         """The engine, type and device that most cells were measured in; of those, the fastest."""

@@ -60,6 +60,7 @@ STYLE = {
     "font.family": ["DejaVu Sans"],
 }
 WIDTH = 8.2  # inches, of every figure
+NOISE = 0.05  # of times: networks with the same kernels differ by as much
 Published = Sequence[dict[str, Any]]
 
 
@@ -68,16 +69,21 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
     found: dict[str, Figure | None] = {}
     with matplotlib.rc_context(STYLE):
         found["accuracy-macs"] = accuracy(
-            study, lambda c: c.mean("effective_macs"), 1e-6, "effective MACs, millions", published
+            study,
+            lambda c: c.mean("effective_macs"),
+            1e-6,
+            "effective MACs, millions",
+            0.0,
+            published,
         )
         found["accuracy-size"] = accuracy(
-            study, lambda c: c.mean("nonzero_params"), 1e-6, "non-zero parameters, millions"
+            study, lambda c: c.mean("nonzero_params"), 1e-6, "non-zero parameters, millions", 0.0
         )
         for name, key, what in (
             ("accuracy-latency", "latency_speedup", "one image"),
             ("accuracy-time", "measured_speedup", "the best batch"),
         ):
-            found[name] = accuracy(study, partial(_time, study, key), 1, f"time for {what}")
+            found[name] = accuracy(study, partial(_time, study, key), 1, f"time for {what}", NOISE)
         found["widths"] = widths(study)
         found["training"] = training(study)
         found["churn"] = churn(study)
@@ -92,18 +98,26 @@ def accuracy(
     of: Callable[[Cell], float | None],
     factor: float,
     label: str,
+    noise: float,
     published: Published = (),
 ) -> Figure | None:
-    """Top-1 against a cost: a line for each series, spread of seeds, and the Pareto front."""
+    """Top-1 against a cost: a line for each series, spread of seeds, and the Pareto front.
+
+    A cost that is less by no more than the share `noise` is no less.
+    """
     networks = [n for n in study.networks if sum(of(c) is not None for c in study.of(n)) > 1]
     if not networks:
         return None
-    figure, panels = _panels(len(networks), 3.4)
+    figure, panels = _panels(len(networks), 3.4, sharey=True)
     shown: dict[str, Any] = {}
     for axes, network in zip(panels, networks, strict=True):
         cells = [cell for cell in study.of(network) if of(cell) is not None]
         points = sorted((of(cell) * factor, -cell.mean("top1")) for cell in cells)
-        front = [(x, -y) for i, (x, y) in enumerate(points) if all(y < q[1] for q in points[:i])]
+        front = [
+            (x, -y)
+            for x, y in points
+            if not any((v < y and u <= x * (1 + noise)) or (v == y and u < x) for u, v in points)
+        ]
         (line,) = axes.plot(*zip(*front, strict=True), color="#8886", lw=5, zorder=1)
         shown["Pareto front"] = line
         for series in dict.fromkeys(cell.first.series for cell in cells):
@@ -297,11 +311,11 @@ def marker(study: Study, series: str) -> str:
     return MARKERS[variants.index(series) % len(MARKERS)]
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     columns = min(count, 3)
     lines = -(-count // columns)
     figure = Figure(figsize=(WIDTH, height * lines + 0.4), layout="constrained")
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flat)
     for empty in panels[count:]:
         empty.remove()
     return figure, panels[:count]

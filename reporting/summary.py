@@ -8,9 +8,9 @@ from math import log
 
 import numpy as np
 
-from measurement.diagnosis import KEPT
+from measurement.diagnosis import keeps_up
 
-from .collect import DENSE, Cell, Study
+from .collect import DENSE, FURTHER, Cell, Study
 
 CLOSE = 1.0  # points of top-1 below the dense network that count as free
 # Student's t: two-sided 95 %, for 1, 2, ... degrees of freedom.
@@ -38,8 +38,8 @@ def points(cell: Cell) -> str:
 
 
 def lost(study: Study, cell: Cell) -> float | None:
-    """Points below the dense network (`Study.reference`), seed by seed, on average."""
-    dense = study.reference(cell)
+    """Points below the dense network, seed by seed, on average."""
+    dense = study.dense(cell.first.network)
     drops = cell.minus(dense) if dense and dense is not cell else []
     return -statistics.mean(drops) if drops else None
 
@@ -110,8 +110,13 @@ def interval(differences: list[float]) -> tuple[float, float | None]:
 
 
 def where_it_pays(study: Study, network: str) -> list[str]:
-    """Per method, the largest cut within a point of the dense network; whether time followed."""
-    lines, engine = [], study.engine(network)
+    """Per method, the largest cut within a point of the dense network; whether time followed.
+
+    And what the dense network gains by as many epochs more, where that is known.
+    """
+    lines, engine, dense = [], study.engine(network), study.dense(network)
+    if dense is None:
+        return []
     methods: dict[str, list[Cell]] = {}
     for cell in study.of(network):
         if cell.first.series != DENSE and not cell.first.control and lost(study, cell) is not None:
@@ -120,7 +125,6 @@ def where_it_pays(study: Study, network: str) -> list[str]:
         close = [cell for cell in cells if lost(study, cell) <= CLOSE]
         if not close:
             nearest = min(cells, key=lambda cell: lost(study, cell))
-            dense = study.reference(nearest)
             lines.append(
                 f"{network}: no cut by {series} stays within {CLOSE:g} point of the dense "
                 f"{points(dense)}; the nearest, {nearest.first.amount}, "
@@ -128,13 +132,18 @@ def where_it_pays(study: Study, network: str) -> list[str]:
             )
             continue
         far = max(close, key=lambda cell: theoretical_speedup(study, cell))
-        dense = study.reference(far)
         gain = theoretical_speedup(study, far)
         epochs = f"after {study.epochs(far)} epochs against {study.epochs(dense)}"
         lines.append(
             f"{network}: {series} {far.first.amount} {_change(far, dense)}, {epochs}, "
             f"with {gain:.2f}x fewer effective MACs" + _followed(far, gain, engine)
         )
+    for cell in study.of(network):
+        if cell.first.series == FURTHER and lost(study, cell) is not None:
+            epochs = f"to {study.epochs(cell)} epochs against {study.epochs(dense)}"
+            lines.append(
+                f"{network}: the dense network trained further, {epochs}, {_change(cell, dense)}."
+            )
     return lines
 
 
@@ -151,7 +160,7 @@ def _followed(cell: Cell, gain: float, engine: str | None) -> str:
     measured = cell.mean("measured_speedup", engine) if engine else None
     if measured is None:
         return "; its time was not measured."
-    verdict = "followed" if measured >= KEPT * gain else "followed in part"
+    verdict = "followed" if keeps_up(measured, gain) else "followed in part"
     if measured <= 1.05:
         verdict = "did not"
     alone = cell.mean("latency_speedup", engine)

@@ -51,8 +51,7 @@ def note(study: Study) -> str:
     """What the columns mean."""
     told = _engines(study)
     return (
-        "±: standard deviation over seeds. lost: points of top-1 below the dense network, or below "
-        "the one trained further where that makes as many epochs. epochs: "
+        "±: standard deviation over seeds. lost: points of top-1 below the dense network. epochs: "
         "of all trainings together. MACs x, time x: how many times less than the dense network; "
         "MACs count as if zero weights cost nothing, which in dense kernels they do not. Time x at "
         "one image (at 1) and at the batch with the best throughput"
@@ -122,21 +121,23 @@ def markdown(study: Study) -> str:
 def headline(study: Study) -> str:
     """In Markdown, what a visitor wants to know first: a row for each way, a column each amount."""
     amounts = sorted({cell.first.amount for cell in study.cells}, key=as_number)
-    columns = [Column("network"), Column("method"), Column("seeds")]
+    columns = [Column("network"), Column("method"), Column("runs each")]
     columns += [Column(f"{amount} pruned" if amount else "whole") for amount in amounts]
     lines: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in study.cells:
         lines.setdefault((cell.first.network, cell.first.series), {})[cell.first.amount] = cell
     table = []
     for names, cells in lines.items():
-        counts = sorted({len(cell.runs) for cell in cells.values()})
-        seeds = "-".join(map(str, counts[:: max(1, len(counts) - 1)]))
+        counts = [len(cell.runs) for cell in cells.values()]
+        low, high = min(counts), max(counts)
         told = [_in_short(study, cells[a]) if a in cells else "" for a in amounts]
-        table.append([*names, seeds, *told])
+        table.append([*names, f"{low}" if low == high else f"{low} to {high}", *told])
+    timed = _engines(study)
     return _markdown(columns, table) + (
         "\nTop-1 % ± standard deviation over seeds; then how many times fewer MACs there are if "
-        "zeros cost nothing, and how many times as many images per second were measured "
-        f"({_engines(study)}).\n"
+        "zeros cost nothing"
+        + (f", and how many times as many images/s were measured ({timed})" if timed else "")
+        + ".\n"
     )
 
 
@@ -152,13 +153,13 @@ def _in_short(study: Study, cell: Cell) -> str:
 
 def _engines(study: Study) -> str:
     """What the times of each network were measured in."""
-    networks: dict[str, list[str]] = {}
+    timed_in: dict[str, list[str]] = {}
     for name in study.networks:
         if engine := study.engine(name):
-            networks.setdefault(engine, []).append(name)
-    if len(networks) == 1:
-        return next(iter(networks))
-    return "; ".join(f"{', '.join(names)} in {engine}" for engine, names in networks.items())
+            timed_in.setdefault(engine, []).append(name)
+    if len(timed_in) == 1:
+        return next(iter(timed_in))
+    return "; ".join(f"{', '.join(names)} in {engine}" for engine, names in timed_in.items())
 
 
 def engines_markdown(study: Study) -> str:
