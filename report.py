@@ -11,15 +11,17 @@ needs no network), report.md, report.csv and plots as PNG. What is unfinished or
 
 import argparse
 import json
+import math
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from reporting import page, plots, tables
 from reporting.collect import Study, collect
 from reporting.summary import answers
 from utils import cli
-from utils.files import write_atomically, write_text
+from utils.files import write_atomically
 from utils.log import say
 
 BLOCKS = ("results", "report")  # of Markdown files: in short, and whole
@@ -49,22 +51,22 @@ def main(args: argparse.Namespace) -> dict:
     documents = {file: read_document(file) for file in args.write}
     study = collect(args.folders)
     folder = args.save or args.folders[0] / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--save {folder}: that is a file; name a folder")
     summary, figures = answers(study), plots.figures(study, published)
     svgs = {name: plots.to_svg(figure) for name, figure in figures.items()}
-    for name, figure in figures.items():
-        png = plots.to_png(figure)
-        write_atomically(folder / f"{name}.png", lambda file, png=png: file.write(png))
-    write_text(folder / "report.csv", tables.to_csv(study))
     whole = blocks(study, summary, list(figures))["report"]
-    write_text(folder / "report.md", f"# {args.title}\n\n{whole}\n")
-    write_text(folder / "report.html", page.render(study, summary, svgs, published, args.title))
+    files = {folder / f"{name}.png": plots.to_png(figure) for name, figure in figures.items()}
+    files[folder / "report.csv"] = _bytes(tables.to_csv(study))
+    files[folder / "report.md"] = _bytes(f"# {args.title}\n\n{whole}\n")
+    files[folder / "report.html"] = _bytes(page.render(study, summary, svgs, published, args.title))
     for document, text in documents.items():
-        at = os.path.relpath(folder, document.parent).replace(os.sep, "/") + "/"
+        at = quote(os.path.relpath(folder, document.parent).replace(os.sep, "/")) + "/"
         for name, block in blocks(study, summary, list(figures), at).items():
             text = with_block(text, name, block)
-        content = text.encode("utf-8", errors="surrogateescape")
-        write_atomically(document, lambda file, content=content: file.write(content))
+        files[document.resolve()] = _bytes(text)
+    for file, content in files.items():
+        write_atomically(file, lambda to, content=content: to.write(content))
     for question, lines in summary.items():
         say("\n".join((question, *(f"  {line}" for line in lines))))
     for problem in study.problems:
@@ -78,6 +80,11 @@ def main(args: argparse.Namespace) -> dict:
         "problems": study.problems,
         "summary": summary,
     }
+
+
+def _bytes(text: str) -> bytes:
+    """With names of files that are no UTF-8 as they were."""
+    return text.encode("utf-8", errors="surrogateescape")
 
 
 def read_document(file: Path) -> str:
@@ -116,7 +123,7 @@ def read_published(file: Path) -> list[dict]:
     try:
         points = json.loads(file.read_text())
         if isinstance(points, list) and all(
-            wanted <= point.keys() and float(point["speedup"]) > 0 and float(point["top1"]) >= 0
+            wanted <= point.keys() and 0 < point["speedup"] < math.inf and 0 <= point["top1"] <= 100
             for point in points
         ):
             return points
@@ -135,8 +142,8 @@ def blocks(
     def plot(name: str) -> str:
         return f"![{name}]({at}{name}.png)"
 
-    first = "accuracy-time" if "accuracy-time" in figures else "accuracy-macs"
-    short = [tables.headline(study), plot(first)]
+    first = [name for name in ("accuracy-time", "accuracy-macs") if name in figures][:1]
+    short = [tables.headline(study), *map(plot, first)]
     whole = [tables.markdown(study)]
     whole += [_section(question, lines) for question, lines in summary.items()]
     whole += [plot(name) for name in figures]

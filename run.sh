@@ -26,6 +26,11 @@ case " $* " in
     *) : "${EPOCHS:=100}" "${TUNE_EPOCHS:=40}" ;;
 esac
 : "${METHODS:=l1}" "${RATIOS:=0.3 0.6 0.9}" "${CONTROLS:=}" "${BENCH:=}"
+wants() { echo "run.sh: $*" >&2; exit 2; }
+[[ $EPOCHS,$TUNE_EPOCHS =~ ^[1-9][0-9]*,[1-9][0-9]*$ ]] || wants "EPOCHS and TUNE_EPOCHS want a number"
+[[ " $* $METHODS ${TRAIN:-} ${TUNE:-} " != *" --epochs"[\ =]* ]] ||
+    wants "set EPOCHS and TUNE_EPOCHS instead of --epochs"
+[[ $RATIOS != *,* ]] || wants "RATIOS='$RATIOS' wants blanks between, and no commas"
 train="--epochs $EPOCHS ${TRAIN:-}" tune="--epochs $TUNE_EPOCHS ${TUNE:-}"
 IFS=, read -ra methods <<<"${METHODS//$'\n'/ }"
 ways=() controlled="" # of pruning, as flags; how many of them are the first method's
@@ -38,9 +43,12 @@ for method in "${methods[@]}"; do
 done
 
 # A flag that a later stage would refuse should not cost a training first.
-machine_flags=$(PYTHONPATH=$here CONTROLS=$CONTROLS python - "$train" "$tune" "$BENCH" "${#ways[@]}" "${ways[@]}" "$@" <<'PY'
-import sys
+machine_flags=$(CONTROLS=$CONTROLS python - "$here" "$train" "$tune" "$BENCH" "${#ways[@]}" "${ways[@]}" "$@" <<'PY'
+import signal, sys
 from os import environ
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while torch is imported
+sys.path[0] = sys.argv.pop(1)  # instead of the current folder, whose modules are somebody else's
 import benchmark, finetune, main, res50prune
 from pruning import options
 
@@ -76,7 +84,7 @@ PY
 stage() {  # stage SCRIPT FLAG...: run it, and tell where its checkpoint is
     local result
     result=$(python "$here/$1" "${@:2}") || return
-    python -c 'import json, sys; print(json.load(sys.stdin)["checkpoint"])' <<<"$result"
+    python -I -c 'import json, sys; print(json.load(sys.stdin)["checkpoint"])' <<<"$result"
 }
 dense=$(stage main.py "$@" $train)
 networks=("$dense")
@@ -89,7 +97,7 @@ if [ "$CONTROLS" = 1 ]; then
     further=$(stage finetune.py "$@" --refine "$dense" $tune)
     networks+=("$further")
     for tuned in "${networks[@]:1:controlled}"; do
-        control=$(stage main.py "$@" --like "$tuned" $train --epochs $((10#$EPOCHS + 10#$TUNE_EPOCHS)))
+        control=$(stage main.py "$@" --like "$tuned" $train --epochs $((EPOCHS + TUNE_EPOCHS)))
         networks+=("$control")
     done
 fi

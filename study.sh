@@ -32,22 +32,19 @@ case $part in
         source "$here/setup.sh"
         setup requirements.txt
         results=$here/docs/results
-        found=$(find -L runs/cifar100 -name result.json -o -path '*/sensitivity/*.json' 2>/dev/null) || true
-        if [ -z "$found" ]; then
-            echo "study.sh: nothing to publish: no results in runs/cifar100 here" >&2
-            exit 1
-        fi
-        while read -r file; do # adds to what was published before, from other machines perhaps
-            if ! python -m json.tool "$file" >/dev/null 2>&1; then
-                echo "study.sh: $file is damaged: left out" >&2
-                continue
-            fi
-            folder=$(dirname "$file") && target=$results/${folder#runs/cifar100/}
-            mkdir -p "$target"
-            for kept in "$file" "$folder/metrics.jsonl" "$folder/benchmark.json"; do
-                [ ! -f "$kept" ] || cp "$kept" "$target"
-            done
-        done <<<"$found"
+        python - "$here" runs/cifar100 "$results" <<'PY'
+import sys
+from pathlib import Path
+
+sys.path[0] = sys.argv[1]  # instead of the current folder, whose modules are somebody else's
+from reporting.publish import publish
+
+try:
+    for line in publish(*map(Path, sys.argv[2:])):
+        print(f"study.sh: {line}", file=sys.stderr)
+except FileNotFoundError as error:
+    sys.exit(f"study.sh: nothing to publish: {error}")
+PY
         before=$(mktemp)
         python "$here/report.py" "$results" --save "$results" --published "$here/docs/published.json" \
             --write "$here/README.md" "$here/docs/results.md"
@@ -65,7 +62,10 @@ export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
 export TRAIN="$train ${TRAIN:-}" TUNE="$tune ${TUNE:-}"
 export BENCH=${BENCH:---engines eager fused compile --profile}
 read -ra seeds <<<"${SEEDS:-$seeds}"
-[ ${#seeds[@]} -gt 0 ] || { echo "study.sh: SEEDS is blank: wants numbers" >&2; exit 2; }
+[[ ${seeds[*]} =~ ^[0-9]+( [0-9]+)*$ ]] || {
+    echo "study.sh: SEEDS='${SEEDS:-}' wants numbers with blanks between" >&2
+    exit 2
+}
 for seed in "${seeds[@]}"; do
     for network in "${networks[@]}"; do
         bash "$here/run.sh" --dataset cifar100 --seed "$seed" $network "$@"

@@ -10,13 +10,16 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from models import STAGES
+from models import ARCHS, STAGES
 from utils import stages
 
 DENSE = "dense"
 FURTHER = "dense further"  # fine-tuned without having been pruned
 # The order in which ways of pruning are listed; variants follow the way that they vary.
 METHODS = (DENSE, "l1", "soft", "weight")
+
+
+Drops = dict[str, dict[str, float]]  # of one sensitivity: group -> ratio -> points lost
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Finished:
         words = ["+".join(part.split("-")[0] for part in self._prunings) or whole]
         arguments = self.result["arguments"]
         words += [word for part in self._prunings for word in part.split("-")[2:]]
-        if arguments.get("recipe", "default") != "default":
-            words.append(arguments["recipe"])
+        if (recipe := arguments.get("recipe") or "default") != "default":
+            words.append(recipe)
         words += [word for flag, word in WORDS.items() if arguments.get(flag)]
         if self.stage in ("like", "scratch"):
             words.append("from scratch")
@@ -88,6 +91,11 @@ class Cell:
     @property
     def first(self) -> Finished:
         return self.runs[0]
+
+    @property
+    def timed(self) -> Finished:
+        """The first run that was timed; the first if none was."""
+        return next((run for run in self.runs if run.speeds), self.first)
 
     @property
     def label(self) -> str:
@@ -127,7 +135,7 @@ class Study:
     cells: list[Cell]
     finished: list[Finished]
     problems: list[str]
-    sensitivities: dict[str, dict[str, dict[str, float]]]
+    sensitivities: dict[str, Drops]
 
     @property
     def networks(self) -> list[str]:
@@ -143,22 +151,27 @@ class Study:
         """The engine, type and device that most cells were measured in; of those, the fastest."""
         rates: dict[str, list[float]] = {}
         for cell in self.of(network):
-            for row in cell.first.speeds:
+            for row in cell.timed.speeds:
                 rates.setdefault(row["where"], []).append(row["images_per_second"])
         return max(rates, key=lambda name: (len(rates[name]), max(rates[name])), default=None)
 
     def epochs(self, cell: Cell) -> int:
-        """That its first run was trained for, those of the networks it came from counted in."""
-        if cell.first.stage == "like":  # has the architecture of its parent, but not its weights
-            return cell.first.result["arguments"]["epochs"]
-        steps = self.lineage(cell.first)
-        return sum(run.result["arguments"].get("epochs") or 0 for run in steps)
+        """That it was trained for, those of the networks it came from counted in.
+
+        Of the run whose parents are all here, if one of them is.
+        """
+        chains = map(self.lineage, cell.runs)
+        return max(sum(r.result["arguments"].get("epochs") or 0 for r in own) for own in chains)
 
     def lineage(self, run: Finished) -> list[Finished]:
-        """The stages that led to a network, the dense one first, as far as they are here."""
+        """The stages whose weights led to a network, in order, as far as they are here."""
         by_hash = {other.result["sha256"]: other for other in self.finished}
         chain = [run]
-        while parent := by_hash.get(chain[0].result["arguments"].get("parent")):
+        # One trained like another has the shape of its parent, but none of its weights.
+        while chain[0].stage != "like":
+            parent = by_hash.get(chain[0].result["arguments"].get("parent"))
+            if parent is None or parent in chain:
+                break
             chain.insert(0, parent)
         return chain
 
@@ -171,30 +184,53 @@ RESULT = {
     **{"depth": int, "seed": int, "tag": (str, type(None))},
     **dict.fromkeys(("widths", "machine", "arguments"), dict),
 }
-SHAPE = {"arch": str, "depth": int, "width": int, "shortcut": str, "image_size": int}
+ARGUMENTS = {
+    **{"arch": str, "depth": int, "width": int, "shortcut": str, "image_size": int},
+    **{"epochs": (int, type(None)), "recipe": (str, type(None)), "parent": (str, type(None))},
+}
 EPOCH = {"epoch": int, "top1": number}
 TIMING = {
     **dict.fromkeys(("engine", "precision", "sha256", "compared_with"), str),
     **dict.fromkeys(("images_per_second", "measured_speedup", "latency_speedup"), number),
     **{"latency_ms": number, "machine": dict, "remarks": list},
 }
+MACHINE = {"device": str, "name": str}
 
 
 def _fits(value: Any, wanted: dict[str, Any]) -> bool:
+    """Whether it is a dictionary whose values have these types."""
     return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in wanted.items())
 
 
 def _sound(result: Any) -> bool:
-    if not _fits(result, RESULT) or not _fits(result["arguments"], SHAPE):
+    if not _fits(result, RESULT) or not _fits(result["arguments"], ARGUMENTS):
         return False
     if result["stage"] != "pruned" and not isinstance(result.get("top1"), number):
         return False
+    if min(result[key] for key in ("params", "nonzero_params", "macs", "effective_macs")) <= 0:
+        return False
     parts = result["tag"].split("+") if result["tag"] else []
-    return result["arguments"]["depth"] in STAGES and all("-" in part for part in parts)
+    known = result["arguments"]["arch"] in ARCHS and result["arguments"]["depth"] in STAGES
+    return known and all("-" in part for part in parts)
 
 
 def collect(roots: Iterable[Path]) -> Study:
     """Read all run folders below some folders. Raises FileNotFoundError if there are none."""
+    roots = list(roots)
+    finished, sensitivities, problems = read(roots)
+    for root in roots:
+        problems += _unfinished(root)
+    cells = _cells([run for run in finished if run.stage != "pruned"], problems)
+    study = Study(cells, finished, problems, sensitivities)
+    problems += _missing(study)
+    return study
+
+
+def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[str]]:
+    """What is sound below some folders: finished stages, sensitivities; and what is not.
+
+    Raises FileNotFoundError if no stage is.
+    """
     finished, problems, sensitivities, seen = [], [], {}, set()
     for root in roots:
         if not root.is_dir():
@@ -210,9 +246,11 @@ def collect(roots: Iterable[Path]) -> Study:
             folder = file.parent.relative_to(root).as_posix()
             curve = _curve(file.with_name("metrics.jsonl"), problems)
             speeds = _read(file.with_name("benchmark.json"), problems)
-            speeds = speeds if isinstance(speeds, list) else []
+            if not isinstance(speeds, list):
+                if speeds is not None:
+                    problems.append(f"{file.with_name('benchmark.json')}: damaged; left out")
+                speeds = []
             finished.append(Finished(folder, result, curve, speeds))
-        problems += _unfinished(root)
         for file in _below(root, "sensitivity/*.json"):
             drops = found.get("drops") if isinstance(found := _read(file, problems), dict) else None
             if _is_heat(drops):
@@ -221,11 +259,7 @@ def collect(roots: Iterable[Path]) -> Study:
                 problems.append(f"{file}: damaged; res50prune.py --sensitivity --force repeats it")
     if not finished:
         raise FileNotFoundError(f"{', '.join(map(str, roots))}: no finished stage below")
-    finished = _with_sound_timings(finished, problems)
-    cells = _cells([run for run in finished if run.stage != "pruned"], problems)
-    study = Study(cells, finished, problems, sensitivities)
-    problems += _missing(study)
-    return study
+    return _with_sound_timings(finished, problems), sensitivities, problems
 
 
 def _below(root: Path, name: str) -> list[Path]:
@@ -234,12 +268,13 @@ def _below(root: Path, name: str) -> list[Path]:
 
 
 def _is_heat(drops: Any) -> bool:
-    """Whether this is group -> ratio -> drop."""
+    """Whether this is group -> ratio -> drop, with the same ratios for every group."""
     rows = list(drops.values()) if isinstance(drops, dict) else []
-    return bool(rows) and all(
-        isinstance(row, dict) and row and all(isinstance(v, number) for v in row.values())
-        for row in rows
-    )
+    try:
+        ratios = [float(ratio) for ratio in rows[0]]
+    except (IndexError, TypeError, ValueError):
+        return False
+    return bool(ratios) and all(_fits(row, dict.fromkeys(rows[0], number)) for row in rows)
 
 
 def _read(file: Path, problems: list[str]) -> Any:
@@ -270,7 +305,9 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
     for run in finished:
         sound = []
         for row in run.speeds:
-            if not _fits(row, TIMING) or row["sha256"] != run.result["sha256"]:
+            if not _fits(row, TIMING) or not _fits(row["machine"], MACHINE):
+                problems.append(f"{run.folder}: a damaged timing was left out")
+            elif row["sha256"] != run.result["sha256"]:
                 problems.append(f"{run.folder}: a timing of another checkpoint was left out")
             elif (run.network, row.get("reference")) not in dense:
                 told = f"timed against {row['compared_with']}, not the dense network"
@@ -283,7 +320,7 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
 
 def _where(row: dict[str, Any]) -> str:
     machine = row["machine"]
-    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
+    threads = f", {machine.get('threads')} threads" if machine["device"] == "cpu" else ""
     return f"{row['engine']} {row['precision']} on {machine['name']}{threads}"
 
 
@@ -300,19 +337,27 @@ def _unfinished(root: Path) -> list[str]:
 
 
 def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
-    """Group runs that differ in their seed only, in the order of the tables."""
-    grouped: dict[tuple, dict[int, Finished]] = {}
+    """Group runs that differ in their seed only, in the order of the tables.
+
+    Of runs that differ in more, the kind with the most seeds counts.
+    """
+    grouped: dict[tuple, list[dict[int, Finished]]] = {}
     for run in runs:
-        seeds = grouped.setdefault((run.network, run.series, run.amount), {})
-        first = next(iter(seeds.values()), run)
-        differing = _differences(first, run)
-        if differing:
-            told = ", ".join(differing)
-            problems.append(f"{run.folder}: left out, other {told} than {first.folder}")
+        kinds = grouped.setdefault((run.network, run.series, run.amount), [])
+        alike = (seeds for seeds in kinds if not differences(next(iter(seeds.values())), run))
+        seeds = next(alike, None)
+        if seeds is None:
+            kinds.append({run.seed: run})
         elif run.seed in seeds:
             problems.append(f"{run.folder}: the same cell and seed as {seeds[run.seed].folder}")
         else:
             seeds[run.seed] = run
+    for kinds in grouped.values():
+        kinds.sort(key=len, reverse=True)
+        first = next(iter(kinds[0].values()))
+        for run in (run for seeds in kinds[1:] for run in seeds.values()):
+            told = ", ".join(differences(first, run))
+            problems.append(f"{run.folder}: left out, other {told} than {first.folder}")
 
     def order(key: tuple[str, str, str]) -> tuple:
         network, series, amount = key
@@ -321,12 +366,12 @@ def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
         return network, rank, series, amount
 
     return [
-        Cell(tuple(run for _, run in sorted(grouped[key].items())))
+        Cell(tuple(run for _, run in sorted(grouped[key][0].items())))
         for key in sorted(grouped, key=order)
     ]
 
 
-def _differences(one: Finished, other: Finished) -> list[str]:
+def differences(one: Finished, other: Finished) -> list[str]:
     """Arguments that keep two runs from being seeds of the same thing."""
     # The default learning rate follows what was cut, which scores may decide.
     own = {"seed", "parent", "teacher_hash", "lr", "debug"}
@@ -342,7 +387,10 @@ def _missing(study: Study) -> list[str]:
     """Cells that lack seeds, epochs or timings that others have; networks never fine-tuned."""
     problems = []
     parents = {run.result["arguments"].get("parent") for run in study.finished}
+    here = {None, *(run.result["sha256"] for run in study.finished)}
     for run in study.finished:
+        if run.stage != "like" and run.result["arguments"].get("parent") not in here:
+            problems.append(f"{run.folder}: the stage that it came from is not here")
         if run.stage == "pruned" and run.result["sha256"] not in parents:
             problems.append(f"{run.folder}: pruned, but not fine-tuned")
     for network in study.networks:

@@ -84,7 +84,7 @@ def _engines(study: Study) -> str:
     remarks = [
         f"{cell.first.network} {cell.label}, {row['where']}, {line}"
         for cell in study.cells
-        for row in cell.first.speeds
+        for row in cell.timed.speeds
         for line in row["remarks"]
     ]
     why = ""
@@ -129,7 +129,7 @@ def _lineage(study: Study, run: Finished) -> str:
         told = ", ".join(f"{k} {json.dumps(v)}" for k, v in arguments.items())
         origin = f", from {parent[:12]}" if parent else ""
         steps.append(
-            f"<li>{escape(stage.stage)} {tables.text(result['top1'], 2)} %, "
+            f"<li>{escape(stage.stage)} {tables.text(result.get('top1'), 2)} %, "
             f"<code>{escape(result['sha256'][:12])}</code>{escape(origin)}: "
             f'<span class="soft">{escape(told)}</span></li>'
         )

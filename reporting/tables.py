@@ -163,12 +163,14 @@ def _engines(study: Study) -> str:
 
 
 def engines_markdown(study: Study) -> str:
-    """The figures of every engine, of the first seed, in Markdown; "" if nothing was timed."""
+    """The figures of every engine, of one seed, in Markdown; "" if nothing was timed."""
     table = engine_rows(study)
     return _markdown(ENGINE_COLUMNS, table) if table else ""
 
 
 def _markdown(columns: Sequence[Column], table: list[list[Any]]) -> str:
+    if not table:
+        return "Nothing that was fine-tuned or trained is here.\n"
     shown = used(table)
     head = "| " + " | ".join(columns[i].name for i in shown) + " |"
     rule = "|" + "|".join("---" if columns[i].digits is None else "---:" for i in shown) + "|"
@@ -194,10 +196,10 @@ ENGINE_COLUMNS = (
 
 
 def engine_rows(study: Study) -> list[list[Any]]:
-    """One row of ENGINE_COLUMNS for each engine that the first run of a cell was measured in."""
+    """One row of ENGINE_COLUMNS for each engine that the first timed run of a cell was timed in."""
     found = []
     for cell in study.cells:
-        for row in cell.first.speeds:
+        for row in cell.timed.speeds:
             words = [cell.first.network, cell.first.series, cell.first.amount, row["where"]]
             found.append([*words, *(column.value(row) for column in TIMED)])
     return found

@@ -61,6 +61,8 @@ def test_the_grid_with_its_controls_is_done_once(tmp_path):
 
 
 def test_a_stage_that_fails_ends_the_loop_with_its_code_and_its_line(tmp_path):
+    for name in ("main.py", "models.py", "json.py"):  # of the user, and none of ours
+        (tmp_path / name).write_text("raise SystemExit(9)\n")
     told = bash(ROOT / "run.sh", "--dataset", "cifar10", "--data", "nowhere", cwd=tmp_path)
     assert (told.returncode, told.stdout) == (1, "")
     assert len(told.stderr.splitlines()) == 1, told.stderr
@@ -79,7 +81,12 @@ def test_a_stage_that_fails_ends_the_loop_with_its_code_and_its_line(tmp_path):
         (["thin"], {"TUNE": "--ratio 0.4"}, "prunes otherwise"),
         (["thin"], {"METHODS": "l1 --seed 3"}, "--seed is for all stages"),
         (["thin"], {"CONTROLS": "yes"}, "CONTROLS 0 or 1"),
-        (["thin"], {"SEEDS": " "}, "SEEDS is blank"),
+        (["thin"], {"SEEDS": " "}, "wants numbers"),
+        (["thin"], {"SEEDS": "1 x"}, "wants numbers"),
+        (["thin"], {"RATIOS": "0.3,0.6"}, "no commas"),
+        (["thin"], {"EPOCHS": "+5"}, "want a number"),
+        (["thin"], {"TRAIN": "--epochs 1"}, "set EPOCHS and TUNE_EPOCHS instead"),
+        (["thin", "--epochs=2"], {}, "set EPOCHS and TUNE_EPOCHS instead"),
         (["publish", "--now"], {}, "publish takes no flags"),
         (["large", "--save", "here"], {}, "folders are fixed"),
         (["everything"], {}, "bash study.sh thin"),
@@ -95,7 +102,7 @@ def test_mistakes_cost_no_training(tmp_path, flags, env, message):
 def test_there_may_be_nothing_to_publish(checkout):
     told = bash(checkout / "study.sh", "publish", cwd=checkout)
     assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr == "study.sh: nothing to publish: no results in runs/cifar100 here\n"
+    assert told.stderr == "study.sh: nothing to publish: runs/cifar100: no such folder\n"
 
 
 def test_publishing_keeps_the_figures_and_no_weights(checkout, study):  # noqa: F811
@@ -111,10 +118,31 @@ def test_publishing_keeps_the_figures_and_no_weights(checkout, study):  # noqa: 
     assert not (results / "old.png").exists()
     assert (results / "resnet20/seed0/baseline/metrics.jsonl").is_file()
     before, block, after = split((checkout / "README.md").read_text(), "results")
-    assert "| cifar100 resnet20 | l1 | 1-2 |" in block
+    assert "| cifar100 resnet20 | l1 | 1 to 2 |" in block
     assert "docs/results/accuracy-time.png" in block
     assert split((ROOT / "README.md").read_text(), "results")[::2] == [before, after]
     assert "(results/widths.png)" in split((checkout / "docs/results.md").read_text(), "report")[1]
+
+
+def test_publishing_replaces_nothing_good_by_damage_or_by_a_trial(checkout, study):  # noqa: F811
+    shutil.rmtree(checkout / "docs/results", ignore_errors=True)
+    assert bash(checkout / "study.sh", "publish", cwd=checkout).returncode == 0
+    kept = checkout / "docs/results/resnet20/seed0"
+    before = {file: file.read_bytes() for file in kept.rglob("*.json*")}
+    seed = study / "cifar100/resnet20/seed0"
+    (seed / "l1-0.6/finetuned/result.json").write_text("{}")
+    (seed / "l1-0.3/finetuned/metrics.jsonl").write_text("")
+    (seed / "soft-0.6/finetuned/benchmark.json").write_text("[{")
+    trial = seed / "baseline/result.json"
+    trial.write_text(trial.read_text().replace('"epochs": 5', '"epochs": 1'))
+    again = seed / "weight-0.6/finetuned/result.json"
+    again.write_text(again.read_text().replace("70.2", "70.3").replace("hash", "new hash", 1))
+    told = bash(checkout / "study.sh", "publish", cwd=checkout)
+    assert result(told)
+    assert "baseline: left out, other epochs than" in told.stderr
+    assert "weight-0.6/finetuned: replaced, top-1 70.2 -> 70.3 %" in told.stderr
+    replaced = {file for file, content in before.items() if file.read_bytes() != content}
+    assert replaced == {kept / "weight-0.6/finetuned/result.json"}
 
 
 def split(text, name):

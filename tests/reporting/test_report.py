@@ -178,12 +178,14 @@ def test_older_results_and_unmeasured_ones(study):
         *(("result.json", change) for change in (
             {"tag": "weird"}, {"tag": 5}, {"top1": None}, {"widths": None}, {"machine": "x"},
             {"seed": "x"}, {"sha256": None}, {"effective_macs": None}, {"dataset": None},
-            {"arguments": {**SHAPE, "depth": 21}}, {"arguments": []},
+            {"arguments": {**SHAPE, "depth": 21}}, {"arguments": {**SHAPE, "arch": "vgg"}},
+            {"arguments": []}, {"arguments": {**SHAPE, "epochs": "9"}}, {"effective_macs": 0},
         )),
         *(("metrics.jsonl", line) for line in ("[1,2]", "{}", '{"epoch": 1}', "3", "{")),
         *(("benchmark.json", text) for text in ("3", "{}", "[3]", "[{}]", "[[]]", "[")),
         *(("../../sensitivity/l1-inner-abc.json", text) for text in (
             "3", "[1]", '{"drops": [1]}', '{"drops": {"a": 1}}', '{"drops": {"a": {}}}', "{",
+            '{"drops": {"a": {"x": 1}}}', '{"drops": {"a": {"0.1": 1}, "b": {"0.2": 1}}}',
         )),
     ],
 )  # fmt: skip
@@ -198,8 +200,57 @@ def test_damage_is_listed_and_the_rest_reported(study, tmp_path, name, content):
         assert plots.figures(found)
     assert tables.to_csv(found)
     assert answers(found)
-    if content not in ("3", "{}") or name != "benchmark.json":
-        assert any(name.split("/")[-1] in line or "timing" in line for line in found.problems)
+    assert any(name.split("/")[-1] in line or "timing" in line for line in found.problems)
+
+
+def test_a_trial_does_not_throw_the_seeds_out(study):
+    trial = study / "cifar100/a-trial"  # comes first
+    write(trial, "baseline", top1=5.0, train_images=200)
+    found = collect([study])
+    assert cell(found, "dense").seeds == {0, 1}
+    assert any("a-trial: left out, other train_images than" in line for line in found.problems)
+
+
+def test_stages_whose_parents_are_not_here(study):
+    seed = study / "cifar100/resnet20/seed0"
+    (seed / "baseline/result.json").unlink()
+    edit(seed / "soft-0.6/pruned", lambda r: r["arguments"].update(parent=r["sha256"]))
+    found = collect([study])
+    assert found.epochs(cell(found, "l1 0.6")) == 10  # as that of the seed whose parents are here
+    assert found.epochs(cell(found, "soft 0.6")) == 5
+    assert any("l1-0.6/pruned: the stage that it came from" in line for line in found.problems)
+
+
+def test_times_of_a_later_seed_count_too(study):
+    for file in study.glob("cifar100/resnet20/seed0/**/benchmark.json"):
+        file.unlink()
+    for name, speedup in (("baseline", 1.0), ("l1-0.6/finetuned", 2.0)):
+        file = study / f"cifar100/resnet20/seed1/{name}/benchmark.json"
+        (row, *_) = json.loads(file.read_text())
+        file.write_text(json.dumps([{**row, "measured_speedup": speedup}]))
+    found = collect([study])
+    table = list(csv.DictReader(io.StringIO(tables.to_csv(found))))
+    assert [row["time x"] for row in table if row["seeds"] == "2"][:2] == ["1.0", "2.0"]
+    assert len(tables.engine_rows(found)) == 3
+
+
+def test_small_studies_link_no_plot_that_is_not_there(tmp_path):
+    runs, document, link = tmp_path / "my runs", tmp_path / "D.md", tmp_path / "link.md"
+    link.symlink_to(document)
+    document.write_text("<!-- results -->\n<!-- /results -->\n")
+    pruned = write(runs / "pruned", "pruned", "l1-0.6", share=0.4)
+
+    def block():
+        result(run("report.py", runs, "--write", link, cwd=tmp_path))
+        return document.read_text()
+
+    assert "Nothing that was fine-tuned or trained is here." in block()
+    write(runs / "baseline", "baseline")
+    assert "![" not in block()
+    write(runs / "tuned", "finetuned", "l1-0.6", share=0.4, parent=pruned)
+    assert "](my%20runs/report/accuracy-macs.png)" in block()
+    assert "images/s" not in block()  # nobody measured them
+    assert link.is_symlink()
 
 
 def test_links_are_followed_and_folders_given_twice_count_once(study, tmp_path):
