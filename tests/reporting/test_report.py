@@ -430,12 +430,17 @@ def test_markup_in_names_is_harmless(study, tmp_path):
         (["runs", "--write", "half.md"], 2, "once each"),
         (["runs", "--write", "none.md"], 1, "none.md"),
         (["runs", "--published", "plain.md"], 2, "list of objects"),
+        (["runs", "--published", "infinite.json"], 2, "list of objects"),
+        (["runs", "--save", "plain.md"], 2, "that is a file"),
     ],
 )
 def test_errors(study, tmp_path, flags, code, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "plain.md").write_text("no markers")
     (tmp_path / "half.md").write_text("<!-- report -->\n")
+    point = dict.fromkeys(("dataset", "network", "method", "source"), "x")
+    infinite = [{**point, "top1": 70.0, "speedup": float("inf")}]
+    (tmp_path / "infinite.json").write_text(json.dumps(infinite))
     told = run("report.py", *flags, cwd=tmp_path)
     assert (told.returncode, told.stdout) == (code, "")
     assert message in told.stderr
