@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> dict:
     files[folder / "report.md"] = _bytes(f"# {args.title}\n\n{whole}\n")
     files[folder / "report.html"] = _bytes(page.render(study, summary, svgs, published, args.title))
     for document, text in documents.items():
-        at = quote(os.path.relpath(folder, document.parent).replace(os.sep, "/")) + "/"
+        at = os.path.relpath(folder.resolve(), document.resolve().parent).replace(os.sep, "/")
+        at = quote(os.fsencode(at)) + "/"
         for name, block in blocks(study, summary, list(figures), at).items():
             text = with_block(text, name, block)
         files[document.resolve()] = _bytes(text)

@@ -44,11 +44,13 @@ done
 
 # A flag that a later stage would refuse should not cost a training first.
 machine_flags=$(CONTROLS=$CONTROLS python - "$here" "$train" "$tune" "$BENCH" "${#ways[@]}" "${ways[@]}" "$@" <<'PY'
-import signal, sys
+import sys
+
+sys.path[0] = sys.argv.pop(1)  # instead of the current folder, whose modules are somebody else's
+import signal
 from os import environ
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while torch is imported
-sys.path[0] = sys.argv.pop(1)  # instead of the current folder, whose modules are somebody else's
 import benchmark, finetune, main, res50prune
 from pruning import options
 

@@ -1,5 +1,5 @@
 # For run.sh and test.sh: makes .venv, installs what requirements*.txt ask for, activates it.
-# An existing .venv is reused until one of the files changes.
+# An existing .venv is reused until one of the files changes. -I: no module of the current folder.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 setup() {  # setup REQUIREMENTS_FILE...
@@ -12,18 +12,18 @@ setup() {  # setup REQUIREMENTS_FILE...
         echo "setup: $python is $("$python" --version 2>&1); Python 3.10 or newer is needed (set PYTHON)" >&2
         return 1
     fi
-    if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+    if ! "$python" -I -c 'import venv, ensurepip' 2>/dev/null; then
         local version
         version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
         echo "setup: $python has no venv module; on Debian or Ubuntu: apt install python$version-venv" >&2
         return 1
     fi
-    [ -x "$here/.venv/bin/python" ] || "$python" -m venv "$here/.venv"
+    [ -x "$here/.venv/bin/python" ] || "$python" -I -m venv "$here/.venv"
     for file in "$@"; do
         local stamp="$here/.venv/.installed-$file"
         if ! cmp -s "$here/$file" "$stamp"; then
             echo "setup: installing $file into .venv" >&2
-            "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+            "$here/.venv/bin/python" -I -m pip install --quiet --disable-pip-version-check \
                 -r "$here/$file" >&2
             cp "$here/$file" "$stamp"
         fi

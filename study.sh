@@ -34,9 +34,10 @@ case $part in
         results=$here/docs/results
         python - "$here" runs/cifar100 "$results" <<'PY'
 import sys
-from pathlib import Path
 
 sys.path[0] = sys.argv[1]  # instead of the current folder, whose modules are somebody else's
+from pathlib import Path
+
 from reporting.publish import publish
 
 try:

@@ -56,7 +56,7 @@ def reasons(
     if not ENGINES[engine].slow:  # what would be is not worth minutes of compiling
         found += _what_if(spec, shape, engine, machine, multiple)
     kept = _activations(dense, shape) / _activations(spec, shape)
-    if kept < 0.75 * _macs(dense, shape) / _macs(spec, shape):
+    if not keeps_up(kept, _macs(dense, shape) / _macs(spec, shape)):
         found.append(f"the activations that its layers write shrank only {kept:.2f}x")
     return found
 

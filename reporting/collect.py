@@ -158,22 +158,26 @@ class Study:
     def epochs(self, cell: Cell) -> int:
         """That it was trained for, those of the networks it came from counted in.
 
-        Of the run whose parents are all here, if one of them is.
+        Of the run that has the most of its parents here.
         """
-        chains = map(self.lineage, cell.runs)
-        return max(sum(r.result["arguments"].get("epochs") or 0 for r in own) for own in chains)
+        chain = max(map(self.lineage, cell.runs), key=len)
+        return sum(run.result["arguments"].get("epochs") or 0 for run in chain)
 
     def lineage(self, run: Finished) -> list[Finished]:
-        """The stages whose weights led to a network, in order, as far as they are here."""
-        by_hash = {other.result["sha256"]: other for other in self.finished}
-        chain = [run]
-        # One trained like another has the shape of its parent, but none of its weights.
-        while chain[0].stage != "like":
-            parent = by_hash.get(chain[0].result["arguments"].get("parent"))
-            if parent is None or parent in chain:
-                break
-            chain.insert(0, parent)
-        return chain
+        return lineage(run, self.finished)
+
+
+def lineage(run: Finished, finished: Iterable[Finished]) -> list[Finished]:
+    """The stages whose weights led to a network, in order, as far as they are among `finished`."""
+    by_hash = {other.result["sha256"]: other for other in finished}
+    chain = [run]
+    # One trained like another has the shape of its parent, but none of its weights.
+    while chain[0].stage != "like":
+        parent = by_hash.get(chain[0].result["arguments"].get("parent"))
+        if parent is None or parent in chain:
+            break
+        chain.insert(0, parent)
+    return chain
 
 
 number = (int, float)
@@ -218,18 +222,20 @@ def collect(roots: Iterable[Path]) -> Study:
     """Read all run folders below some folders. Raises FileNotFoundError if there are none."""
     roots = list(roots)
     finished, sensitivities, problems = read(roots)
+    if not finished:
+        raise FileNotFoundError(f"{', '.join(map(str, roots))}: no finished stage below")
     for root in roots:
         problems += _unfinished(root)
-    cells = _cells([run for run in finished if run.stage != "pruned"], problems)
+    cells = _cells(finished, problems)
     study = Study(cells, finished, problems, sensitivities)
     problems += _missing(study)
     return study
 
 
 def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[str]]:
-    """What is sound below some folders: finished stages, sensitivities; and what is not.
+    """What is sound below some folders: finished stages, sensitivities; and lines on what is not.
 
-    Raises FileNotFoundError if no stage is.
+    Raises FileNotFoundError for a folder that is not there.
     """
     finished, problems, sensitivities, seen = [], [], {}, set()
     for root in roots:
@@ -257,8 +263,6 @@ def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[
                 sensitivities[file.relative_to(root).as_posix()] = drops
             else:
                 problems.append(f"{file}: damaged; res50prune.py --sensitivity --force repeats it")
-    if not finished:
-        raise FileNotFoundError(f"{', '.join(map(str, roots))}: no finished stage below")
     return _with_sound_timings(finished, problems), sensitivities, problems
 
 
@@ -274,7 +278,9 @@ def _is_heat(drops: Any) -> bool:
         ratios = [float(ratio) for ratio in rows[0]]
     except (IndexError, TypeError, ValueError):
         return False
-    return bool(ratios) and all(_fits(row, dict.fromkeys(rows[0], number)) for row in rows)
+    return bool(ratios) and all(
+        _fits(row, dict.fromkeys(rows[0], number)) and len(row) == len(ratios) for row in rows
+    )
 
 
 def _read(file: Path, problems: list[str]) -> Any:
@@ -336,15 +342,21 @@ def _unfinished(root: Path) -> list[str]:
     return problems
 
 
-def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
+def _cells(finished: Sequence[Finished], problems: list[str]) -> list[Cell]:
     """Group runs that differ in their seed only, in the order of the tables.
 
-    Of runs that differ in more, the kind with the most seeds counts.
+    Of runs that differ in more, the kind with the most seeds counts; of those, the first found.
     """
     grouped: dict[tuple, list[dict[int, Finished]]] = {}
-    for run in runs:
+
+    def differing(one: Finished, other: Finished) -> list[str]:
+        return _differences(lineage(one, finished), lineage(other, finished))
+
+    for run in finished:
+        if run.stage == "pruned":
+            continue
         kinds = grouped.setdefault((run.network, run.series, run.amount), [])
-        alike = (seeds for seeds in kinds if not differences(next(iter(seeds.values())), run))
+        alike = (kind for kind in kinds if not differing(next(iter(kind.values())), run))
         seeds = next(alike, None)
         if seeds is None:
             kinds.append({run.seed: run})
@@ -356,7 +368,7 @@ def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
         kinds.sort(key=len, reverse=True)
         first = next(iter(kinds[0].values()))
         for run in (run for seeds in kinds[1:] for run in seeds.values()):
-            told = ", ".join(differences(first, run))
+            told = ", ".join(differing(first, run))
             problems.append(f"{run.folder}: left out, other {told} than {first.folder}")
 
     def order(key: tuple[str, str, str]) -> tuple:
@@ -371,16 +383,18 @@ def _cells(runs: Sequence[Finished], problems: list[str]) -> list[Cell]:
     ]
 
 
-def differences(one: Finished, other: Finished) -> list[str]:
-    """Arguments that keep two runs from being seeds of the same thing."""
-    # The default learning rate follows what was cut, which scores may decide.
-    own = {"seed", "parent", "teacher_hash", "lr", "debug"}
-    pair = one.result["arguments"], other.result["arguments"]
-    return sorted(
-        k
-        for k in pair[0].keys() | pair[1].keys()
-        if k not in own and pair[0].get(k) != pair[1].get(k)
-    )
+def _differences(one: Sequence[Finished], other: Sequence[Finished]) -> list[str]:
+    """Arguments that keep two lineages from being seeds of the same thing, where both are here."""
+    found = set()
+    for pair in zip(reversed(one), reversed(other), strict=False):
+        own = {"seed", "parent", "teacher_hash", "debug"}
+        # The default learning rate of fine-tuning follows what was cut, which scores may decide.
+        own |= {"lr"} if pair[0].stage == "finetuned" else set()
+        first, second = (run.result["arguments"] for run in pair)
+        found |= {
+            key for key in (first.keys() | second.keys()) - own if first.get(key) != second.get(key)
+        }
+    return sorted(found)
 
 
 def _missing(study: Study) -> list[str]:

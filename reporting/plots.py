@@ -60,7 +60,6 @@ STYLE = {
     "font.family": ["DejaVu Sans"],
 }
 WIDTH = 8.2  # inches, of every figure
-NOISE = 0.06  # of times: networks with the same kernels were measured to differ by as much
 Published = Sequence[dict[str, Any]]
 
 
@@ -78,7 +77,8 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
             ("accuracy-latency", "latency_speedup", "one image"),
             ("accuracy-time", "measured_speedup", "the best batch"),
         ):
-            found[name] = accuracy(study, partial(_time, study, key), 1, f"time for {what}")
+            of = partial(_time, study, key)
+            found[name] = accuracy(study, of, 1, f"time for {what}", timed=True)
         found["widths"] = widths(study)
         found["training"] = training(study)
         found["churn"] = churn(study)
@@ -94,26 +94,21 @@ def accuracy(
     factor: float,
     label: str,
     published: Published = (),
+    timed: bool = False,
 ) -> Figure | None:
     """Top-1 against a cost: a line for each series, spread of seeds, and the Pareto front.
 
-    A time that is less by no more than NOISE is no less.
+    Times, which are shares of the dense network's, are `timed`: panels share their axis.
     """
     networks = [n for n in study.networks if sum(of(c) is not None for c in study.of(n)) > 1]
     if not networks:
         return None
-    timed = label.startswith("time")  # in shares of the dense network's, which can be compared
-    noise = NOISE if timed else 0.0
     figure, panels = _panels(len(networks), 3.4, sharey=True, sharex=timed)
     shown: dict[str, Any] = {}
     for axes, network in zip(panels, networks, strict=True):
         cells = [cell for cell in study.of(network) if of(cell) is not None]
         points = sorted((of(cell) * factor, -cell.mean("top1")) for cell in cells)
-        front = [
-            (x, -y)
-            for x, y in points
-            if not any((v < y and u <= x * (1 + noise)) or (v == y and u < x) for u, v in points)
-        ]
+        front = [(x, -y) for i, (x, y) in enumerate(points) if all(y < q[1] for q in points[:i])]
         (line,) = axes.plot(*zip(*front, strict=True), color="#8886", lw=5, zorder=1)
         shown["Pareto front"] = line
         for series in dict.fromkeys(cell.first.series for cell in cells):
@@ -313,6 +308,8 @@ def _panels(count: int, height: float, **shared: bool) -> tuple[Figure, list[Axe
     panels = list(figure.subplots(lines, columns, squeeze=False, **shared).flat)
     for empty in panels[count:]:
         empty.remove()
+    for axes in panels[:count]:  # those above an empty place too
+        axes.tick_params(labelbottom=True)
     return figure, panels[:count]
 
 

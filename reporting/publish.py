@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from .collect import differences, read
+from utils.files import write_atomically
+
+from .collect import lineage, read
 
 
 def publish(runs: Path, kept: Path) -> list[str]:
-    """Copy the sound figures of all finished stages below `runs` to the same places below `kept`.
+    """Copy the figures of all sound stages below `runs` to the same places below `kept`.
 
-    What is kept is replaced by the same stage done again, and not by one with other settings.
-    Returns what there is to tell of files that are left out, and of figures that are replaced.
-    Raises FileNotFoundError if there is nothing sound.
+    Nothing sound is replaced but by timings of the same checkpoint: a stage that was done again,
+    and what came from it, is left out. Returns a line for each that is. Raises FileNotFoundError
+    if there is nothing sound.
     """
-    finished, sensitivities, told = read([runs])
-    there = any(kept.glob("**/result.json"))
-    before = {run.folder: run for run in read([kept])[0]} if there else {}
+    finished, sensitivities, problems = read([runs])
+    if not finished:
+        raise FileNotFoundError("; ".join(problems) or f"no finished stage below {runs}")
+    hashes = {run.folder: run.result["sha256"] for run in read([kept])[0]} if kept.exists() else {}
+    told = []
     for run in finished:
-        names = ["result.json"]
-        names += ["metrics.jsonl"] if run.curve else []
-        names += ["benchmark.json"] if run.speeds else []
-        if old := before.get(run.folder):
-            if differing := differences(old, run):
-                what = f"other {', '.join(differing)} than {kept / run.folder}"
-                told.append(f"{runs / run.folder}: left out, {what}; delete that to replace it")
-                continue
-            if old.result["sha256"] != run.result["sha256"]:
-                top1 = f"{old.result.get('top1')} -> {run.result.get('top1')} %"
-                told.append(f"{kept / run.folder}: replaced, top-1 {top1}")
-        for name in names:
-            _copy(runs / run.folder / name, kept / run.folder / name)
+        chain = [(stage.folder, stage.result["sha256"]) for stage in lineage(run, finished)]
+        if other := [folder for folder, sha256 in chain if hashes.get(folder, sha256) != sha256]:
+            what = f"{kept / other[0]} is of another run; delete that to replace it"
+            told.append(f"{runs / run.folder}: left out, {what}")
+            continue
+        _copy(run.folder + "/result.json", runs, kept)
+        if run.curve:
+            _copy(run.folder + "/metrics.jsonl", runs, kept)
+        if run.speeds:
+            _copy(run.folder + "/benchmark.json", runs, kept)
     for name in sensitivities:
-        _copy(runs / name, kept / name)
-    return told
+        _copy(name, runs, kept)
+    return problems + told
 
 
-def _copy(file: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, to)
+def _copy(name: str, source: Path, to: Path) -> None:
+    content = (source / name).read_bytes()
+    write_atomically(to / name, lambda file: file.write(content))

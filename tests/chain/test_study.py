@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.command import ROOT, result, run
-from tests.reporting.conftest import study  # noqa: F401 - a fixture
+from tests.reporting.conftest import study, write  # noqa: F401 - a fixture
 
 # Tiny, and with nothing compiled; what a user may set to change the grid.
 TINY = {
@@ -61,7 +61,7 @@ def test_the_grid_with_its_controls_is_done_once(tmp_path):
 
 
 def test_a_stage_that_fails_ends_the_loop_with_its_code_and_its_line(tmp_path):
-    for name in ("main.py", "models.py", "json.py"):  # of the user, and none of ours
+    for name in ("main.py", "models.py", "json.py", "signal.py"):  # of the user, and none of ours
         (tmp_path / name).write_text("raise SystemExit(9)\n")
     told = bash(ROOT / "run.sh", "--dataset", "cifar10", "--data", "nowhere", cwd=tmp_path)
     assert (told.returncode, told.stdout) == (1, "")
@@ -100,7 +100,10 @@ def test_mistakes_cost_no_training(tmp_path, flags, env, message):
 
 
 def test_there_may_be_nothing_to_publish(checkout):
-    told = bash(checkout / "study.sh", "publish", cwd=checkout)
+    elsewhere = checkout / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "pathlib.py").write_text("raise SystemExit(9)\n")  # of the user, not ours
+    told = bash(checkout / "study.sh", "publish", cwd=elsewhere)
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == "study.sh: nothing to publish: runs/cifar100: no such folder\n"
 
@@ -124,7 +127,7 @@ def test_publishing_keeps_the_figures_and_no_weights(checkout, study):  # noqa: 
     assert "(results/widths.png)" in split((checkout / "docs/results.md").read_text(), "report")[1]
 
 
-def test_publishing_replaces_nothing_good_by_damage_or_by_a_trial(checkout, study):  # noqa: F811
+def test_publishing_replaces_nothing(checkout, study):  # noqa: F811
     shutil.rmtree(checkout / "docs/results", ignore_errors=True)
     assert bash(checkout / "study.sh", "publish", cwd=checkout).returncode == 0
     kept = checkout / "docs/results/resnet20/seed0"
@@ -133,16 +136,19 @@ def test_publishing_replaces_nothing_good_by_damage_or_by_a_trial(checkout, stud
     (seed / "l1-0.6/finetuned/result.json").write_text("{}")
     (seed / "l1-0.3/finetuned/metrics.jsonl").write_text("")
     (seed / "soft-0.6/finetuned/benchmark.json").write_text("[{")
-    trial = seed / "baseline/result.json"
-    trial.write_text(trial.read_text().replace('"epochs": 5', '"epochs": 1'))
-    again = seed / "weight-0.6/finetuned/result.json"
-    again.write_text(again.read_text().replace("70.2", "70.3").replace("hash", "new hash", 1))
+    for name in ("baseline", "weight-0.6/pruned", "weight-0.6/finetuned"):  # done again
+        file = seed / name / "result.json"
+        file.write_text(file.read_text().replace("hash of", "other hash of"))
+    write(seed / "soft-0.9/pruned", "pruned", "soft-0.9", parent="other hash of baseline None 0")
+    write(seed / "soft-0.3/pruned", "pruned", "soft-0.3", parent="hash of l1-0.6 pruned 0")
     told = bash(checkout / "study.sh", "publish", cwd=checkout)
     assert result(told)
-    assert "baseline: left out, other epochs than" in told.stderr
-    assert "weight-0.6/finetuned: replaced, top-1 70.2 -> 70.3 %" in told.stderr
-    replaced = {file for file, content in before.items() if file.read_bytes() != content}
-    assert replaced == {kept / "weight-0.6/finetuned/result.json"}
+    for name in ("baseline", "weight-0.6/pruned", "weight-0.6/finetuned", "soft-0.9/pruned"):
+        assert f"seed0/{name}: left out" in told.stderr
+    assert "l1-0.6/finetuned/result.json: damaged" in told.stderr
+    assert all(file.read_bytes() == content for file, content in before.items())
+    assert not (kept / "soft-0.9").exists()
+    assert (kept / "soft-0.3/pruned/result.json").is_file()
 
 
 def split(text, name):
