@@ -356,7 +356,7 @@ def _cells(finished: Sequence[Finished], problems: list[str]) -> list[Cell]:
         if run.stage == "pruned":
             continue
         kinds = grouped.setdefault((run.network, run.series, run.amount), [])
-        alike = (kind for kind in kinds if not differing(next(iter(kind.values())), run))
+        alike = (k for k in kinds if not any(differing(other, run) for other in k.values()))
         seeds = next(alike, None)
         if seeds is None:
             kinds.append({run.seed: run})
@@ -387,9 +387,9 @@ def _differences(one: Sequence[Finished], other: Sequence[Finished]) -> list[str
     """Arguments that keep two lineages from being seeds of the same thing, where both are here."""
     found = set()
     for pair in zip(reversed(one), reversed(other), strict=False):
-        own = {"seed", "parent", "teacher_hash", "debug"}
+        own = {"seed", "parent", "teacher_hash", "debug", "no_eval", "sensitivity"}
         # The default learning rate of fine-tuning follows what was cut, which scores may decide.
-        own |= {"lr"} if pair[0].stage == "finetuned" else set()
+        own |= {"lr"} if all(run.stage == "finetuned" for run in pair) else set()
         first, second = (run.result["arguments"] for run in pair)
         found |= {
             key for key in (first.keys() | second.keys()) - own if first.get(key) != second.get(key)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.command import ROOT, result, run
-from tests.reporting.conftest import study, write  # noqa: F401 - a fixture
+from tests.reporting.conftest import study, timing, write  # noqa: F401 - a fixture
 
 # Tiny, and with nothing compiled; what a user may set to change the grid.
 TINY = {
@@ -141,8 +141,16 @@ def test_publishing_replaces_nothing(checkout, study):  # noqa: F811
         file.write_text(file.read_text().replace("hash of", "other hash of"))
     write(seed / "soft-0.9/pruned", "pruned", "soft-0.9", parent="other hash of baseline None 0")
     write(seed / "soft-0.3/pruned", "pruned", "soft-0.3", parent="hash of l1-0.6 pruned 0")
+    heat = seed / "sensitivity/l1-inner-abc.json"
+    heat.write_text(heat.read_text().replace("2.0", "1.0"))
+    file = seed / "l1-0.6/like/result.json"
+    speeds = [timing(reference="other hash of baseline None 0")]
+    speeds[0]["sha256"] = json.loads(file.read_text())["sha256"]
+    file.with_name("benchmark.json").write_text(json.dumps(speeds))
     told = bash(checkout / "study.sh", "publish", cwd=checkout)
     assert result(told)
+    assert "l1-inner-abc.json: left out" in told.stderr
+    assert not (kept / "l1-0.6/like/benchmark.json").exists()  # beside a network that is not kept
     for name in ("baseline", "weight-0.6/pruned", "weight-0.6/finetuned", "soft-0.9/pruned"):
         assert f"seed0/{name}: left out" in told.stderr
     assert "l1-0.6/finetuned/result.json: damaged" in told.stderr
