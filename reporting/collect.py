@@ -1,85 +1,16 @@
-"""Reading run folders: what is there, what is missing, and which runs are seeds of one cell."""
+"""Which runs are seeds of one cell, and what a study lacks."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from glob import glob
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from models import ARCHS, STAGES
-from utils import stages
+from .runs import DENSE, Drops, Finished, lineage, read, unfinished
 
-DENSE = "dense"
-FURTHER = "dense further"  # fine-tuned without having been pruned
 # The order in which ways of pruning are listed; variants follow the way that they vary.
 METHODS = (DENSE, "l1", "soft", "weight")
-
-
-Drops = dict[str, dict[str, float]]  # of one sensitivity: group -> ratio -> points lost
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished stage: its folder, result.json, metrics.jsonl and benchmark.json."""
-
-    folder: str
-    result: dict[str, Any]
-    curve: list[dict[str, Any]]
-    speeds: list[dict[str, Any]]
-
-    @property
-    def stage(self) -> str:
-        return self.result["stage"]
-
-    @property
-    def seed(self) -> int:
-        return self.result["seed"]
-
-    @property
-    def network(self) -> str:
-        """Dataset and network, like "cifar100 resnet50"; and images that are not of 32 pixels."""
-        arguments = self.result["arguments"]
-        size = arguments["image_size"]
-        pixels = "" if size == stages.DEFAULTS["image_size"] else f" {size}px"
-        return f"{self.result['dataset']} {stages.network_name(arguments)}{pixels}"
-
-    @property
-    def amount(self) -> str:
-        """How much was pruned, as its tag says it: "0.6", "macs0.5", "0.3+0.6"; "" for nothing."""
-        return "+".join(part.split("-")[1] for part in self._prunings)
-
-    @property
-    def series(self) -> str:
-        """What else tells runs apart: the way of pruning, of training again; or a control."""
-        whole = FURTHER if self.stage == "finetuned" else DENSE
-        words = ["+".join(part.split("-")[0] for part in self._prunings) or whole]
-        arguments = self.result["arguments"]
-        words += [word for part in self._prunings for word in part.split("-")[2:]]
-        if (recipe := arguments.get("recipe") or "default") != "default":
-            words.append(recipe)
-        words += [word for flag, word in WORDS.items() if arguments.get(flag)]
-        if self.stage in ("like", "scratch"):
-            words.append("from scratch")
-        if arguments.get("budget") == "flops":
-            words.append("(equal FLOPs)")
-        return " ".join(words)
-
-    @property
-    def _prunings(self) -> list[str]:
-        return self.result["tag"].split("+") if self.result["tag"] else []
-
-    @property
-    def control(self) -> bool:
-        """Whether it is there to be beaten."""
-        further = self.series.startswith(FURTHER)
-        return self.stage == "like" or further or "random" in self.series.split()
-
-
-WORDS = {"teacher_hash": "taught", "reestimate_bn": "bn"}
 
 
 @dataclass(frozen=True)
@@ -167,57 +98,6 @@ class Study:
         return lineage(run, self.finished)
 
 
-def lineage(run: Finished, finished: Iterable[Finished]) -> list[Finished]:
-    """The stages whose weights led to a network, in order, as far as they are among `finished`."""
-    by_hash = {other.result["sha256"]: other for other in finished}
-    chain = [run]
-    # One trained like another has the shape of its parent, but none of its weights.
-    while chain[0].stage != "like":
-        parent = by_hash.get(chain[0].result["arguments"].get("parent"))
-        if parent is None or parent in chain:
-            break
-        chain.insert(0, parent)
-    return chain
-
-
-number = (int, float)
-# What must be there, and what it must be.
-RESULT = {
-    **dict.fromkeys(("stage", "dataset", "arch", "sha256"), str),
-    **dict.fromkeys(("params", "nonzero_params", "macs", "effective_macs"), number),
-    **{"depth": int, "seed": int, "tag": (str, type(None))},
-    **dict.fromkeys(("widths", "machine", "arguments"), dict),
-}
-ARGUMENTS = {
-    **{"arch": str, "depth": int, "width": int, "shortcut": str, "image_size": int},
-    **{"epochs": (int, type(None)), "recipe": (str, type(None)), "parent": (str, type(None))},
-}
-EPOCH = {"epoch": int, "top1": number}
-TIMING = {
-    **dict.fromkeys(("engine", "precision", "sha256", "compared_with"), str),
-    **dict.fromkeys(("images_per_second", "measured_speedup", "latency_speedup"), number),
-    **{"latency_ms": number, "machine": dict, "remarks": list},
-}
-MACHINE = {"device": str, "name": str}
-
-
-def _fits(value: Any, wanted: dict[str, Any]) -> bool:
-    """Whether it is a dictionary whose values have these types."""
-    return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in wanted.items())
-
-
-def _sound(result: Any) -> bool:
-    if not _fits(result, RESULT) or not _fits(result["arguments"], ARGUMENTS):
-        return False
-    if result["stage"] != "pruned" and not isinstance(result.get("top1"), number):
-        return False
-    if min(result[key] for key in ("params", "nonzero_params", "macs", "effective_macs")) <= 0:
-        return False
-    parts = result["tag"].split("+") if result["tag"] else []
-    known = result["arguments"]["arch"] in ARCHS and result["arguments"]["depth"] in STAGES
-    return known and all("-" in part for part in parts)
-
-
 def collect(roots: Iterable[Path]) -> Study:
     """Read all run folders below some folders. Raises FileNotFoundError if there are none."""
     roots = list(roots)
@@ -225,121 +105,11 @@ def collect(roots: Iterable[Path]) -> Study:
     if not finished:
         raise FileNotFoundError(f"{', '.join(map(str, roots))}: no finished stage below")
     for root in roots:
-        problems += _unfinished(root)
+        problems += unfinished(root)
     cells = _cells(finished, problems)
     study = Study(cells, finished, problems, sensitivities)
     problems += _missing(study)
     return study
-
-
-def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[str]]:
-    """What is sound below some folders: finished stages, sensitivities; and lines on what is not.
-
-    Raises FileNotFoundError for a folder that is not there.
-    """
-    finished, problems, sensitivities, seen = [], [], {}, set()
-    for root in roots:
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder")
-        for file in _below(root, "result.json"):
-            if file.resolve() in seen:
-                continue
-            seen.add(file.resolve())
-            result = _read(file, problems)
-            if not _sound(result):
-                problems.append(f"{file}: damaged, or of an older version; --force makes it again")
-                continue
-            folder = file.parent.relative_to(root).as_posix()
-            curve = _curve(file.with_name("metrics.jsonl"), problems)
-            speeds = _read(file.with_name("benchmark.json"), problems)
-            if not isinstance(speeds, list):
-                if speeds is not None:
-                    problems.append(f"{file.with_name('benchmark.json')}: damaged; left out")
-                speeds = []
-            finished.append(Finished(folder, result, curve, speeds))
-        for file in _below(root, "sensitivity/*.json"):
-            drops = found.get("drops") if isinstance(found := _read(file, problems), dict) else None
-            if _is_heat(drops):
-                sensitivities[file.relative_to(root).as_posix()] = drops
-            else:
-                problems.append(f"{file}: damaged; res50prune.py --sensitivity --force repeats it")
-    return _with_sound_timings(finished, problems), sensitivities, problems
-
-
-def _below(root: Path, name: str) -> list[Path]:
-    """Files of a name below a folder; unlike Path.rglob, through links too."""
-    return sorted(root / found for found in glob(f"**/{name}", root_dir=root, recursive=True))
-
-
-def _is_heat(drops: Any) -> bool:
-    """Whether this is group -> ratio -> drop, with the same ratios for every group."""
-    rows = list(drops.values()) if isinstance(drops, dict) else []
-    try:
-        ratios = [float(ratio) for ratio in rows[0]]
-    except (IndexError, TypeError, ValueError):
-        return False
-    return bool(ratios) and all(
-        _fits(row, dict.fromkeys(rows[0], number)) and len(row) == len(ratios) for row in rows
-    )
-
-
-def _read(file: Path, problems: list[str]) -> Any:
-    """The content of a JSON file; None if it is not there, or damaged, which is noted."""
-    try:
-        return json.loads(file.read_text()) if file.is_file() else None
-    except (OSError, ValueError):
-        problems.append(f"{file}: cannot be read; left out")
-
-
-def _curve(file: Path, problems: list[str]) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        rows = [None]
-    if all(_fits(row, EPOCH) for row in rows):
-        return rows
-    problems.append(f"{file}: cannot be read; left out")
-    return []
-
-
-def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[Finished]:
-    """Only the timings of a network as it is now, next to a dense network of its kind."""
-    dense = {(run.network, run.result["sha256"]) for run in finished if run.series == DENSE}
-    checked = []
-    for run in finished:
-        sound = []
-        for row in run.speeds:
-            if not _fits(row, TIMING) or not _fits(row["machine"], MACHINE):
-                problems.append(f"{run.folder}: a damaged timing was left out")
-            elif row["sha256"] != run.result["sha256"]:
-                problems.append(f"{run.folder}: a timing of another checkpoint was left out")
-            elif (run.network, row.get("reference")) not in dense:
-                told = f"timed against {row['compared_with']}, not the dense network"
-                problems.append(f"{run.folder}: {told}, or by an older version; time it again")
-            else:
-                sound.append({**row, "where": _where(row)})
-        checked.append(replace(run, speeds=sound))
-    return checked
-
-
-def _where(row: dict[str, Any]) -> str:
-    machine = row["machine"]
-    threads = f", {machine.get('threads')} threads" if machine["device"] == "cpu" else ""
-    return f"{row['engine']} {row['precision']} on {machine['name']}{threads}"
-
-
-def _unfinished(root: Path) -> list[str]:
-    problems = []
-    for file in (*_below(root, "metrics.jsonl"), *_below(root, "resume.pt")):
-        if file.with_name("result.json").is_file():
-            continue
-        epochs = len(_curve(file.with_name("metrics.jsonl"), []))
-        line = f"{file.parent.relative_to(root)}: unfinished, {epochs} epochs so far; run it again"
-        if line not in problems:
-            problems.append(line)
-    return problems
 
 
 def _cells(finished: Sequence[Finished], problems: list[str]) -> list[Cell]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from . import tables
-from .collect import Finished, Study
+from .collect import Study
+from .runs import Finished
 from .tables import Column
 
 CAPTIONS = {

@@ -25,7 +25,8 @@ from matplotlib.ticker import (
 
 from utils.files import write_atomically
 
-from .collect import DENSE, Cell, Finished, Study
+from .collect import Cell, Study
+from .runs import DENSE, Finished
 
 COLOURS = {
     DENSE: "#7f7f7f",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.files import write_atomically
 
-from .collect import lineage, read
+from .runs import lineage, read
 
 
 def publish(runs: Path, kept: Path) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from measurement.diagnosis import keeps_up
 
-from .collect import DENSE, FURTHER, Cell, Study
+from .collect import Cell, Study
+from .runs import DENSE, FURTHER
 
 CLOSE = 1.0  # points of top-1 below the dense network that count as free
 # Student's t: two-sided 95 %, for 1, 2, ... degrees of freedom.

@@ -8,6 +8,18 @@ MACHINE = {"device": "cpu", "name": "a processor", "threads": 2, "precision": "b
 NET = {"dataset": "cifar100", "arch": "resnet", "depth": 20}
 SHAPE = {**NET, "width": 16, "shortcut": "A", "image_size": 32}
 WIDTHS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16}
+NETWORK = "cifar100 resnet20"
+
+
+def cell(study, label):
+    return next(c for c in study.cells if c.label == label)
+
+
+def edit(folder, change):
+    file = folder / "result.json"
+    found = json.loads(file.read_text())
+    change(found)
+    file.write_text(json.dumps(found))
 
 
 def write(folder, stage, tag=None, *, seed=0, top1=70.0, share=1.0, nonzero=None, parent=None,
