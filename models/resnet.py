@@ -167,6 +167,15 @@ class SqueezeExcitation(nn.Module):
         return x * self.fc2(F.relu(self.fc1(self.avgpool(x)))).sigmoid()
 
 
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    # On the CPU the gradient of a strided depthwise convolution takes 40 times as long in bf16
+    # (26 ms) as in float32 (0.7 ms; 32 channels, 32x32, batch 128): oneDNN has no kernel for it.
+    if conv.training and conv.groups > 1 and conv.stride != (1, 1) and x.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            return conv(x.float())
+    return conv(x)
+
+
 class Block(nn.Module):
     """A basic or bottleneck block: a chain of convolutions and a shortcut around it."""
 
@@ -196,7 +205,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x
         for conv in self.convs:
-            out = getattr(self, conv.bn)(getattr(self, conv.name)(out))
+            out = getattr(self, conv.bn)(_convolve(getattr(self, conv.name), out))
             if conv is not self.convs[-1]:
                 out = F.relu(out, inplace=True)
         if self.se is not None:
