@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .runs import DENSE, Drops, Finished, lineage, read, unfinished
 
@@ -24,9 +25,12 @@ class Cell:
         return self.runs[0]
 
     @property
-    def timed(self) -> Finished:
-        """The first run that was timed; the first if none was."""
-        return next((run for run in self.runs if run.speeds), self.first)
+    def speeds(self) -> list[dict[str, Any]]:
+        """A timing for each engine on each machine: that of the first run that was timed there."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in (row for run in self.runs for row in run.speeds):
+            found.setdefault(row["where"], row)
+        return list(found.values())
 
     @property
     def label(self) -> str:
@@ -82,7 +86,7 @@ class Study:
         """The engine, type and device that most cells were measured in; of those, the fastest."""
         rates: dict[str, list[float]] = {}
         for cell in self.of(network):
-            for row in cell.timed.speeds:
+            for row in cell.speeds:
                 rates.setdefault(row["where"], []).append(row["images_per_second"])
         return max(rates, key=lambda name: (len(rates[name]), max(rates[name])), default=None)
 
@@ -193,9 +197,7 @@ def _missing(study: Study) -> list[str]:
         if len(set(tuned.values())) > 1:
             told = ", ".join(f"{label} {epochs}" for label, epochs in tuned.items())
             problems.append(f"{network}: fine-tuned for unequal epochs: {told}")
-        engines = {
-            cell.label: {row["where"] for run in cell.runs for row in run.speeds} for cell in cells
-        }
+        engines = {cell.label: {row["where"] for row in cell.speeds} for cell in cells}
         for where in sorted(set().union(*engines.values())):
             if names := [label for label, measured in engines.items() if where not in measured]:
                 problems.append(f"{network}: not measured in {where}: {', '.join(names)}")

@@ -85,7 +85,7 @@ def _engines(study: Study) -> str:
     remarks = [
         f"{cell.first.network} {cell.label}, {row['where']}, {line}"
         for cell in study.cells
-        for row in cell.timed.speeds
+        for row in cell.speeds
         for line in row["remarks"]
     ]
     why = ""

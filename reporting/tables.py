@@ -196,10 +196,10 @@ ENGINE_COLUMNS = (
 
 
 def engine_rows(study: Study) -> list[list[Any]]:
-    """One row of ENGINE_COLUMNS for each engine that the first timed run of a cell was timed in."""
+    """One row of ENGINE_COLUMNS for each engine that a cell was timed in, on each machine."""
     found = []
     for cell in study.cells:
-        for row in cell.timed.speeds:
+        for row in cell.speeds:
             words = [cell.first.network, cell.first.series, cell.first.amount, row["where"]]
             found.append([*words, *(column.value(row) for column in TIMED)])
     return found

@@ -86,6 +86,26 @@ def test_machines_are_not_mixed(study):
     assert cell(found, "dense").mean("latency_ms", found.engine(NETWORK)) == 2.0
 
 
+def test_each_seed_may_be_timed_on_another_machine(study):
+    """The machine that knows the most cells is compared; the others are told too."""
+    for label in ("baseline", "l1-0.6/finetuned", "l1-0.6-random/finetuned"):
+        file = study / f"cifar100/resnet20/seed1/{label}/benchmark.json"
+        rows = json.loads(file.read_text())
+        elsewhere = {"device": "cpu", "name": "another", "threads": 1}
+        file.write_text(json.dumps([{**r, "machine": elsewhere, "latency_ms": 9} for r in rows]))
+    found = collect([study])
+    here, there = (f"fused bf16 on {n}" for n in ("a processor, 2 threads", "another, 1 threads"))
+    assert found.engine(NETWORK) == here
+    assert cell(found, "l1 0.6").mean("latency_ms", here) == pytest.approx(2 / 2.4)
+    told = [row[1:4] for row in tables.engine_rows(found)]
+    assert ["l1", "0.6", here] in told
+    assert ["l1", "0.6", there] in told
+    for label in ("soft-0.6", "weight-0.6", "l1-0.3"):
+        (study / f"cifar100/resnet20/seed0/{label}/finetuned/benchmark.json").unlink()
+    (study / "cifar100/resnet20/seed0/l1-0.6/finetuned/benchmark.json").unlink()
+    assert collect([study]).engine(NETWORK) == there
+
+
 def test_older_results_and_unmeasured_ones(study):
     root = study / "cifar100/resnet20"
     edit(root / "seed0/weight-0.6/finetuned", lambda r: r.pop("sha256"))
