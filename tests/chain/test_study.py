@@ -99,6 +99,16 @@ def test_mistakes_cost_no_training(tmp_path, flags, env, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_teacher_costs_no_training(tmp_path):
+    told = bash(ROOT / "run.sh", cwd=tmp_path, TUNE="--teacher nobody")
+    assert told.returncode == 1
+    assert (
+        told.stderr
+        == "run.sh: error: nobody: no such checkpoint; run the stage that writes it first\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_there_may_be_nothing_to_publish(checkout):
     elsewhere = checkout / "elsewhere"
     elsewhere.mkdir()
