@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from reporting import page, plots, tables
-from reporting.collect import Study, collect
+from reporting.collect import Study, collect, machines
 from reporting.summary import answers
 from utils import cli
 from utils.files import write_atomically
@@ -150,6 +150,7 @@ def blocks(
     whole += [plot(name) for name in figures]
     if engines := tables.engines_markdown(study):
         whole.append("## In each engine\n\n" + engines)
+    whole.append(_section("Machines", machines(study)))
     if study.problems:
         whole.append(_section("Missing", study.problems))
     parts = dict(zip(BLOCKS, (short, whole), strict=True))

@@ -53,7 +53,6 @@ from os import environ
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while torch is imported
 import benchmark, finetune, main, res50prune
 from pruning import options
-from utils import checkpoint
 from utils.exports import MissingPackage, require
 
 sys.argv[0] = "run.sh"
@@ -82,11 +81,9 @@ for key in ("dataset", "image_size", "arch", "depth", "width", "shortcut", "seed
         parser.error(f"--{key.replace('_', '-')} is for all stages: give it to run.sh itself")
 engines = benchmark.build_parser().parse_args(["checkpoint", *bench.split()]).engines
 try:
-    for teacher in filter(None, (getattr(call, "teacher", None) for call in calls)):
-        checkpoint.load(teacher)
     for engine in engines:
         require(*benchmark.ENGINES[engine].needs)
-except (checkpoint.CheckpointError, MissingPackage) as error:
+except MissingPackage as error:
     sys.exit(f"run.sh: error: {error}")
 print("--device", args.device, "--precision", args.precision, end=" ")
 print("--threads", args.threads) if args.threads else print()

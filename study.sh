@@ -47,10 +47,10 @@ except FileNotFoundError as error:
     sys.exit(f"study.sh: nothing to publish: {error}")
 PY
         before=$(mktemp)
+        trap 'rm "$before"' EXIT
         python "$here/report.py" "$results" --save "$results" --published "$here/docs/published.json" \
             --write "$here/README.md" "$here/docs/results.md"
         find "$results" -maxdepth 1 -name '*.png' ! -newer "$before" -delete # of earlier reports
-        rm "$before"
         exit ;;
     *) usage >&2; exit 2 ;;
 esac

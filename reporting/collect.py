@@ -50,6 +50,10 @@ class Cell:
         values = self._values(key, None)
         return statistics.stdev(values) if len(values) > 1 else None
 
+    def timed_seeds(self, engine: str | None) -> int:
+        """How many of its runs were timed in an engine."""
+        return sum(any(row["where"] == engine for row in run.speeds) for run in self.runs)
+
     def minus(self, other: Cell) -> list[float]:
         """Differences of top-1 to another cell, seed by seed, of the seeds that both have."""
         theirs = {run.seed: run.result["top1"] for run in other.runs}
@@ -171,6 +175,24 @@ def _differences(one: Sequence[Finished], other: Sequence[Finished]) -> list[str
     return sorted(found)
 
 
+def machines(study: Study) -> list[str]:
+    """A line for each machine with its settings: what was trained and what was timed there."""
+    found: dict[str, dict[str, set[int]]] = {}
+    for run in study.finished:
+        trained = [("trained", run.result["machine"])] if run.stage != "pruned" else []
+        for what, machine in (*trained, *(("timed", row["machine"]) for row in run.speeds)):
+            line = ", ".join(f"{key} {value}" for key, value in sorted(machine.items()))
+            found.setdefault(line, {}).setdefault(f"{what} {run.network}", set()).add(run.seed)
+    return [
+        f"{line}: " + "; ".join(f"{what} {_seeds(seeds)}" for what, seeds in sorted(done.items()))
+        for line, done in sorted(found.items())
+    ]
+
+
+def _seeds(seeds: set[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+
+
 def _missing(study: Study) -> list[str]:
     """Cells that lack seeds, epochs or timings that others have; networks never fine-tuned."""
     problems = []
@@ -185,8 +207,8 @@ def _missing(study: Study) -> list[str]:
         cells = study.of(network)
         seeds = set().union(*(cell.seeds for cell in cells))
         for cell in cells:
-            if lacking := sorted(seeds - cell.seeds):
-                problems.append(f"{network} {cell.label}: no seed {', '.join(map(str, lacking))}")
+            if lacking := seeds - cell.seeds:
+                problems.append(f"{network} {cell.label}: no {_seeds(lacking)}")
         if not study.dense(network):
             problems.append(f"{network}: no dense network to compare with")
         tuned = {
@@ -197,8 +219,8 @@ def _missing(study: Study) -> list[str]:
         if len(set(tuned.values())) > 1:
             told = ", ".join(f"{label} {epochs}" for label, epochs in tuned.items())
             problems.append(f"{network}: fine-tuned for unequal epochs: {told}")
-        engines = {cell.label: {row["where"] for row in cell.speeds} for cell in cells}
-        for where in sorted(set().union(*engines.values())):
-            if names := [label for label, measured in engines.items() if where not in measured]:
-                problems.append(f"{network}: not measured in {where}: {', '.join(names)}")
+        compared = study.engine(network)  # what was timed elsewhere too lacks nothing
+        lacking = [c.label for c in cells if compared not in (row["where"] for row in c.speeds)]
+        if compared and lacking:
+            problems.append(f"{network}: not measured in {compared}: {', '.join(lacking)}")
     return problems

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tables
-from .collect import Study
+from .collect import Study, machines
 from .runs import Finished
 from .tables import Column
 
@@ -138,10 +138,5 @@ def _lineage(study: Study, run: Finished) -> str:
 
 
 def _settings(study: Study) -> str:
-    machines = {
-        json.dumps(found, sort_keys=True)
-        for run in study.finished
-        for found in (run.result["machine"], *(row["machine"] for row in run.speeds))
-    }
-    lines = [", ".join(f"{k} {v}" for k, v in json.loads(m).items()) for m in sorted(machines)]
-    return _list(lines) + "<p>The arguments of every stage stand with its network above.</p>"
+    told = "<p>The arguments of every stage stand with its network above.</p>"
+    return _list(machines(study)) + told

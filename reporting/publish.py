@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from utils.files import write_atomically
+from utils.files import write_atomically, write_text
 
-from .runs import lineage, read
+from .runs import Finished, lineage, read
 
 
 def publish(runs: Path, kept: Path) -> list[str]:
     """Copy the figures of all sound stages below `runs` to the same places below `kept`.
 
-    Nothing sound is replaced but by timings of the same checkpoint: a stage that was done again,
-    and what came from it, is left out. Returns a line for each that is. Raises FileNotFoundError
-    if there is nothing sound.
+    Nothing sound is replaced but a timing by another of the same checkpoint, engine and machine:
+    a stage that was done again, and what came from it, is left out. Returns a line for each that
+    is. Raises FileNotFoundError if there is nothing sound.
     """
     finished, sensitivities, problems = read([runs])
     if not finished:
         raise FileNotFoundError("; ".join(problems) or f"no finished stage below {runs}")
-    hashes = {run.folder: run.result["sha256"] for run in read([kept])[0]} if kept.exists() else {}
+    known = {run.folder: run for run in (read([kept])[0] if kept.exists() else [])}
+    hashes = {folder: run.result["sha256"] for folder, run in known.items()}
     taken, told = [], []
     for run in finished:
         chain = [(stage.folder, stage.result["sha256"]) for stage in lineage(run, finished)]
@@ -30,19 +32,33 @@ def publish(runs: Path, kept: Path) -> list[str]:
             taken.append(run)
     here = {*hashes.values(), *(run.result["sha256"] for run in taken)}
     for run in taken:
-        timed = run.speeds and all(row["reference"] in here for row in run.speeds)
-        wanted = {"result.json": True, "metrics.jsonl": run.curve, "benchmark.json": timed}
-        for name in wanted:
-            if wanted[name]:
-                _copy(f"{run.folder}/{name}", runs, kept)
-            elif run.folder not in hashes:  # of a damaged result that stood here
-                (kept / run.folder / name).unlink(missing_ok=True)
+        old = known.get(run.folder)
+        if old is None:
+            (kept / run.folder / "metrics.jsonl").unlink(missing_ok=True)  # beside a damaged result
+            _copy(f"{run.folder}/result.json", runs, kept)
+        if run.curve and not (old and old.curve):
+            _copy(f"{run.folder}/metrics.jsonl", runs, kept)
+        _keep_timings(kept / run.folder / "benchmark.json", old, run, here)
     for name in sensitivities:
         if (kept / name).is_file() and (kept / name).read_bytes() != (runs / name).read_bytes():
             told.append(f"{runs / name}: left out, {kept / name} is another; delete that first")
         else:
             _copy(name, runs, kept)
     return problems + told
+
+
+def _keep_timings(file: Path, old: Finished | None, new: Finished, here: set[str]) -> None:
+    """Those that stand there and the new ones, if all are against networks that are `here`."""
+    speeds = new.speeds if all(row["reference"] in here for row in new.speeds) else []
+    rows = {
+        (row["engine"], json.dumps(row["machine"], sort_keys=True)): row
+        for row in (*(old.speeds if old else ()), *speeds)
+    }
+    if not rows:
+        file.unlink(missing_ok=True)
+        return
+    told = [{key: value for key, value in row.items() if key != "where"} for row in rows.values()]
+    write_text(file, json.dumps(told) + "\n")
 
 
 def _copy(name: str, source: Path, to: Path) -> None:

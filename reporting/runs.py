@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+from measurement.rows import SIZES, TIMED
 from models import ARCHS, STAGES
 from utils import stages
 
@@ -90,42 +91,67 @@ def lineage(run: Finished, finished: Iterable[Finished]) -> list[Finished]:
     return chain
 
 
-number = (int, float)
+Check = Callable[[Any], bool]
+
+
+def _number(low: float, high: float = 1e18) -> Check:
+    def check(value: Any) -> bool:
+        return type(value) in (int, float) and low <= value <= high
+
+    return check
+
+
+def _a(*types: type) -> Check:
+    return lambda value: type(value) in types
+
+
+none, positive = type(None), _number(1e-18)
 # What must be there, and what it must be.
 RESULT = {
-    **dict.fromkeys(("stage", "dataset", "arch", "sha256"), str),
-    **dict.fromkeys(("params", "nonzero_params", "macs", "effective_macs"), number),
-    **{"depth": int, "seed": int, "tag": (str, type(None))},
-    **dict.fromkeys(("widths", "machine", "arguments"), dict),
+    **dict.fromkeys(("stage", "dataset", "arch", "sha256"), _a(str)),
+    **dict.fromkeys(("params", "nonzero_params", "macs", "effective_macs"), positive),
+    **{"depth": _a(int), "seed": _a(int), "tag": _a(str, none)},
+    **dict.fromkeys(("widths", "machine", "arguments"), _a(dict)),
 }
 ARGUMENTS = {
-    **{"arch": str, "depth": int, "width": int, "shortcut": str, "image_size": int},
-    **{"epochs": (int, type(None)), "recipe": (str, type(None)), "parent": (str, type(None))},
+    **{"arch": _a(str), "depth": _a(int), "width": _a(int), "shortcut": _a(str)},
+    **{"image_size": _a(int), "epochs": _a(int, none)},
+    **{"recipe": _a(str, none), "parent": _a(str, none)},
 }
-EPOCH = {"epoch": int, "top1": number}
+TOP1 = _number(0, 100)
+EPOCH = {"epoch": _a(int), "top1": TOP1}
 TIMING = {
-    **dict.fromkeys(("engine", "precision", "sha256", "compared_with"), str),
-    **dict.fromkeys(("images_per_second", "measured_speedup", "latency_speedup"), number),
-    **{"latency_ms": number, "machine": dict, "remarks": list},
+    **dict.fromkeys(("engine", "precision", "sha256", "compared_with"), _a(str)),
+    **dict.fromkeys(("images_per_second", "measured_speedup", "latency_speedup"), positive),
+    **{"latency_ms": positive, "machine": _a(dict), "remarks": _a(list)},
 }
-MACHINE = {"device": str, "name": str}
+MACHINE = {"device": _a(str), "name": _a(str)}
 
 
-def _fits(value: Any, wanted: dict[str, Any]) -> bool:
-    """Whether it is a dictionary whose values have these types."""
-    return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in wanted.items())
+def _fits(value: Any, wanted: dict[str, Check]) -> bool:
+    """Whether it is a dictionary whose values pass these checks."""
+    return isinstance(value, dict) and all(check(value.get(k)) for k, check in wanted.items())
 
 
 def _sound(result: Any) -> bool:
     if not _fits(result, RESULT) or not _fits(result["arguments"], ARGUMENTS):
         return False
-    if result["stage"] != "pruned" and not isinstance(result.get("top1"), number):
+    if result["stage"] != "pruned" and not TOP1(result.get("top1")):
         return False
-    if min(result[key] for key in ("params", "nonzero_params", "macs", "effective_macs")) <= 0:
+    if not all(map(positive, result["widths"].values())):
         return False
     parts = result["tag"].split("+") if result["tag"] else []
     known = result["arguments"]["arch"] in ARCHS and result["arguments"]["depth"] in STAGES
     return known and all("-" in part for part in parts)
+
+
+def _sound_timing(row: Any) -> bool:
+    figures = (figure.key for figure in (*SIZES, *TIMED))
+    return (
+        _fits(row, TIMING)
+        and _fits(row["machine"], MACHINE)
+        and all(row.get(key) is None or _number(0)(row[key]) for key in figures)
+    )
 
 
 def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[str]]:
@@ -142,11 +168,14 @@ def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[
                 continue
             seen.add(file.resolve())
             result = _read(file, problems)
+            if result is None:
+                continue
             if not _sound(result):
                 problems.append(f"{file}: damaged, or of an older version; --force makes it again")
                 continue
             folder = file.parent.relative_to(root).as_posix()
-            curve = _curve(file.with_name("metrics.jsonl"), problems)
+            epochs = result["arguments"].get("epochs") or 0
+            curve = _curve(file.with_name("metrics.jsonl"), problems, epochs)
             speeds = _read(file.with_name("benchmark.json"), problems)
             if not isinstance(speeds, list):
                 if speeds is not None:
@@ -175,28 +204,43 @@ def _is_heat(drops: Any) -> bool:
     except (IndexError, TypeError, ValueError):
         return False
     return bool(ratios) and all(
-        _fits(row, dict.fromkeys(rows[0], number)) and len(row) == len(ratios) for row in rows
+        _fits(row, dict.fromkeys(rows[0], _number(-100, 100))) and len(row) == len(ratios)
+        for row in rows
     )
 
 
 def _read(file: Path, problems: list[str]) -> Any:
     """The content of a JSON file; None if it is not there, or damaged, which is noted."""
     try:
-        return json.loads(file.read_text()) if file.is_file() else None
-    except (OSError, ValueError):
-        problems.append(f"{file}: cannot be read; left out")
-
-
-def _curve(file: Path, problems: list[str]) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        rows = [None]
-    if all(_fits(row, EPOCH) for row in rows):
-        return rows
+        if not file.is_file():
+            return None
+        if (content := _parsed(file.read_text())) is not None:
+            return content
+    except (OSError, ValueError, RecursionError):
+        pass
     problems.append(f"{file}: cannot be read; left out")
+    return None
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _curve(file: Path, problems: list[str], epochs: int = 0) -> list[dict[str, Any]]:
+    """The log of a training that took `epochs` (0: no one knows); empty if it is not whole."""
+    try:
+        lines = file.read_text().splitlines() if epochs or file.exists() else []
+        rows = [_parsed(line) for line in lines]
+    except (OSError, ValueError, RecursionError):
+        rows = [None]
+    whole = len(rows) == epochs if epochs else True
+    if whole and all(_fits(row, EPOCH) and row["epoch"] == i for i, row in enumerate(rows, 1)):
+        return rows
+    problems.append(f"{file}: not the whole log of its training; left out")
     return []
 
 
@@ -207,7 +251,7 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
     for run in finished:
         sound = []
         for row in run.speeds:
-            if not _fits(row, TIMING) or not _fits(row["machine"], MACHINE):
+            if not _sound_timing(row):
                 problems.append(f"{run.folder}: a damaged timing was left out")
             elif row["sha256"] != run.result["sha256"]:
                 problems.append(f"{run.folder}: a timing of another checkpoint was left out")

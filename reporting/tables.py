@@ -152,14 +152,19 @@ def _in_short(study: Study, cell: Cell) -> str:
 
 
 def _engines(study: Study) -> str:
-    """What the times of each network were measured in."""
+    """What the times of each network were measured in, and on how many seeds of a cell."""
     timed_in: dict[str, list[str]] = {}
     for name in study.networks:
         if engine := study.engine(name):
             timed_in.setdefault(engine, []).append(name)
+    many = max(
+        (cell.timed_seeds(study.engine(cell.first.network)) for cell in study.cells), default=0
+    )
+    seeds = "one seed" if many == 1 else f"up to {many} seeds"
     if len(timed_in) == 1:
-        return next(iter(timed_in))
-    return "; ".join(f"{', '.join(names)} in {engine}" for engine, names in timed_in.items())
+        return f"{next(iter(timed_in))}, {seeds}"
+    told = "; ".join(f"{', '.join(names)} in {engine}" for engine, names in timed_in.items())
+    return f"{told}; {seeds}" if told else ""
 
 
 def engines_markdown(study: Study) -> str:

@@ -204,7 +204,7 @@ def hand_over(
     `measured` holds at least top1, loss and seconds. What it costs is counted on `network`, if
     that is not the same as `model`: what `model` will be when its pruning ends.
     """
-    spec = spec_of(model)
+    spec, made_with = spec_of(model), versions()
     metrics = {**measured, **costs(network or model, data.image_size)}
     result = {
         "stage": stage,
@@ -219,12 +219,13 @@ def hand_over(
         **metrics,
         "widths": spec_of(network or model)["widths"],
         "machine": describe(machine),
+        "commit": made_with["commit"],
     }
     entry = {
         "stage": stage,
         "arguments": run.arguments,
         "seed": args.seed,
-        "versions": versions(),
+        "versions": made_with,
         "machine": describe(machine),
         "metrics": metrics,
         "parent": run.arguments.get("parent"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.command import ROOT, result, run
-from tests.reporting.conftest import study, timing, write  # noqa: F401 - a fixture
+from tests.reporting.conftest import edit, study, timing, write  # noqa: F401 - a fixture
 
 # Tiny, and with nothing compiled; what a user may set to change the grid.
 TINY = {
@@ -99,14 +99,14 @@ def test_mistakes_cost_no_training(tmp_path, flags, env, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_teacher_costs_no_training(tmp_path):
-    told = bash(ROOT / "run.sh", cwd=tmp_path, TUNE="--teacher nobody")
+def test_a_missing_engine_costs_no_training(tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("import not_there\n")
+    bench = {"BENCH": "--engines eager onnxruntime", "PYTHONPATH": tmp_path}
+    told = bash(ROOT / "run.sh", cwd=tmp_path, **bench)
     assert told.returncode == 1
-    assert (
-        told.stderr
-        == "run.sh: error: nobody: no such checkpoint; run the stage that writes it first\n"
-    )
-    assert not list(tmp_path.iterdir())
+    wanted = "not_there is not installed; pip install -r requirements-deploy.txt"
+    assert told.stderr == f"run.sh: error: {wanted}\n"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_there_may_be_nothing_to_publish(checkout):
@@ -144,7 +144,14 @@ def test_publishing_replaces_nothing(checkout, study):  # noqa: F811
     before = {file: file.read_bytes() for file in kept.rglob("*.json*")}
     seed = study / "cifar100/resnet20/seed0"
     (seed / "l1-0.6/finetuned/result.json").write_text("{}")
-    (seed / "l1-0.3/finetuned/metrics.jsonl").write_text("")
+    log = seed / "l1-0.3/finetuned/metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    edit(seed / "l1-0.3/finetuned", lambda r: r.update(top1=164.5))
+    edit(seed / "l1-0.6/pruned", lambda r: r.update(effective_macs=1))  # sound, and another
+    speeds = seed.parent / "seed1/l1-0.6/finetuned/benchmark.json"
+    (row,) = json.loads(speeds.read_text())
+    later = {**row, "engine": "compile"}
+    speeds.write_text(json.dumps([later, 5, {**row, "engine": "eager", "latency_ms": "x"}]))
     (seed / "soft-0.6/finetuned/benchmark.json").write_text("[{")
     for name in ("baseline", "weight-0.6/pruned", "weight-0.6/finetuned"):  # done again
         file = seed / name / "result.json"
@@ -164,7 +171,9 @@ def test_publishing_replaces_nothing(checkout, study):  # noqa: F811
     for name in ("baseline", "weight-0.6/pruned", "weight-0.6/finetuned", "soft-0.9/pruned"):
         assert f"seed0/{name}: left out" in told.stderr
     assert "l1-0.6/finetuned/result.json: damaged" in told.stderr
-    assert all(file.read_bytes() == content for file, content in before.items())
+    assert [f for f, content in before.items() if f.read_bytes() != content] == []
+    merged = json.loads((kept.parent / "seed1/l1-0.6/finetuned/benchmark.json").read_text())
+    assert merged == [row, later]
     assert not (kept / "soft-0.9").exists()
     assert (kept / "soft-0.3/pruned/result.json").is_file()
 

@@ -65,8 +65,8 @@ def timing(engine="fused", images_per_second=1000.0, speedup=1.0, theoretical=1.
 def study(tmp_path):
     """Dense, three methods and two controls at two ratios; two seeds for l1 and random."""
     root = tmp_path / "runs/cifar100/resnet20"
-    epochs = [{"epoch": e, "top1": 50.0 + 5 * e} for e in (1, 2, 3)]
-    soft = [{**row, "flipped": 9 - 3 * i, "regrown": i, "overlap": 0.5 + i / 4}
+    epochs = [{"epoch": e, "top1": 50.0 + 3 * e} for e in range(1, 6)]
+    soft = [{**row, "flipped": 8 - 2 * i, "regrown": i, "overlap": 0.5 + i / 8}
             for i, row in enumerate(epochs)]  # fmt: skip
     for seed in (0, 1):
         folder = root / f"seed{seed}"

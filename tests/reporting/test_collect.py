@@ -7,7 +7,7 @@ import json
 import pytest
 
 from reporting import plots, tables
-from reporting.collect import collect
+from reporting.collect import collect, machines
 from reporting.summary import answers
 from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, write
 
@@ -43,7 +43,7 @@ def test_what_is_missing_is_listed(study):
     for line in (
         "l1-0.9/pruned: pruned, but not fine-tuned",
         "soft-0.9/finetuned: unfinished, 1 epochs so far",
-        "l1-0.3/finetuned/result.json: damaged",
+        "l1-0.3/finetuned/result.json: cannot be read",
         f"{NETWORK} soft 0.6: no seed 1",
         "not measured in fused bf16 on a processor, 2 threads: l1 from scratch 0.6, weight 0.6",
         "the same cell and seed as",
@@ -123,7 +123,13 @@ def test_older_results_and_unmeasured_ones(study):
             {"seed": "x"}, {"sha256": None}, {"effective_macs": None}, {"dataset": None},
             {"arguments": {**SHAPE, "depth": 21}}, {"arguments": {**SHAPE, "arch": "vgg"}},
             {"arguments": []}, {"arguments": {**SHAPE, "epochs": "9"}}, {"effective_macs": 0},
+            {"top1": float("nan")}, {"top1": 164.5}, {"top1": -1.0}, {"top1": True},
+            {"params": 10**400}, {"macs": float("inf")}, {"widths": {"conv1": "16"}},
         )),
+        ("result.json", ""),
+        ("result.json", "null"),
+        ("result.json", "[" * 100_000),
+        ("metrics.jsonl", ""),
         *(("metrics.jsonl", line) for line in ("[1,2]", "{}", '{"epoch": 1}', "3", "{")),
         *(("benchmark.json", text) for text in ("3", "{}", "[3]", "[{}]", "[[]]", "[")),
         *(("../../sensitivity/l1-inner-abc.json", text) for text in (
@@ -144,6 +150,39 @@ def test_damage_is_listed_and_the_rest_reported(study, tmp_path, name, content):
     assert tables.to_csv(found)
     assert answers(found)
     assert any(name.split("/")[-1] in line or "timing" in line for line in found.problems)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"measured_speedup": x} for x in (-1.0, 0, "1", None)),
+        *({"peak_memory_bytes": "x"}, {"batch_size": "128"}, {"file_bytes": -1}, {"cpu_ms": []}),
+    ],
+)
+def test_damaged_timings_are_left_out(study, damage):
+    file = study / "cifar100/resnet20/seed0/l1-0.3/finetuned/benchmark.json"
+    (row,) = json.loads(file.read_text())
+    file.write_text(json.dumps([{**row, **damage}]))
+    found = collect([study])
+    assert not cell(found, "l1 0.3").speeds
+    assert "l1-0.3/finetuned: a damaged timing was left out" in "\n".join(found.problems)
+    assert tables.markdown(found)
+
+
+def test_a_training_whose_log_is_cut_short_is_told(study):
+    folder = study / "cifar100/resnet20/seed0/l1-0.3/finetuned"
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:3]))
+    found = collect([study])
+    assert cell(found, "l1 0.3").mean("top1") == 69.9
+    assert any("l1-0.3/finetuned/metrics.jsonl: not the whole" in line for line in found.problems)
+
+
+def test_machines_tell_what_was_done_there(study):
+    edit(study / "cifar100/resnet20/seed1/baseline", lambda r: r["machine"].update(name="other"))
+    other, first = sorted(machines(collect([study])), key=lambda line: "name a processor" in line)
+    assert other.endswith(f"name other, precision bf16, threads 2: trained {NETWORK} seed 1")
+    assert first.endswith(f": timed {NETWORK} seeds 0, 1; trained {NETWORK} seeds 0, 1")
 
 
 def test_a_trial_does_not_throw_the_seeds_out(study):
