@@ -94,6 +94,16 @@ class Study:
                 rates.setdefault(row["where"], []).append(row["images_per_second"])
         return max(rates, key=lambda name: (len(rates[name]), max(rates[name])), default=None)
 
+    def timed_in(self, cell: Cell) -> str | None:
+        """Where its times are from: the engine of its network, or that engine elsewhere."""
+        common = self.engine(cell.first.network)
+        found = [row["where"] for row in cell.speeds]
+        if common is None or common in found:
+            return common
+        return next(
+            (name for name in found if name.split(" on ")[0] == common.split(" on ")[0]), None
+        )
+
     def epochs(self, cell: Cell) -> int:
         """That it was trained for, those of the networks it came from counted in.
 
@@ -219,8 +229,8 @@ def _missing(study: Study) -> list[str]:
         if len(set(tuned.values())) > 1:
             told = ", ".join(f"{label} {epochs}" for label, epochs in tuned.items())
             problems.append(f"{network}: fine-tuned for unequal epochs: {told}")
-        compared = study.engine(network)  # what was timed elsewhere too lacks nothing
-        lacking = [c.label for c in cells if compared not in (row["where"] for row in c.speeds)]
-        if compared and lacking:
-            problems.append(f"{network}: not measured in {compared}: {', '.join(lacking)}")
+        engine = study.engine(network)  # what was timed in others, or elsewhere too, lacks nothing
+        untimed = [cell.label for cell in cells if study.timed_in(cell) is None]
+        if engine and untimed:
+            problems.append(f"{network}: not measured in {engine}: {', '.join(untimed)}")
     return problems

@@ -124,7 +124,9 @@ def accuracy(
             axes.annotate(point["method"], place, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
-        axes.set_xlabel(f"{label},\nshare of dense\n{study.engine(network)}" if timed else label)
+        engines = dict.fromkeys(map(study.timed_in, cells)) if timed else ()
+        told = (label, "share of dense", *engines) if timed else (label,)
+        axes.set_xlabel("\n".join(told))
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)
     return figure
@@ -340,6 +342,6 @@ def _epochs_axis(axes: Axes, key: str = "") -> None:
 
 def _time(study: Study, key: str, cell: Cell) -> float | None:
     """As a share of the dense network's, which was timed in the same run."""
-    engine = study.engine(cell.first.network)
+    engine = study.timed_in(cell)
     speedup = cell.mean(key, engine) if engine else None
     return 1 / speedup if speedup else None

@@ -115,7 +115,7 @@ def where_it_pays(study: Study, network: str) -> list[str]:
 
     And what the dense network gains by as many epochs more, where that is known.
     """
-    lines, engine, dense = [], study.engine(network), study.dense(network)
+    lines, dense = [], study.dense(network)
     if dense is None:
         return []
     methods: dict[str, list[Cell]] = {}
@@ -137,7 +137,7 @@ def where_it_pays(study: Study, network: str) -> list[str]:
         epochs = f"after {study.epochs(far)} epochs against {study.epochs(dense)}"
         lines.append(
             f"{network}: {series} {far.first.amount} {_change(far, dense)}, {epochs}, "
-            f"with {gain:.2f}x fewer effective MACs" + _followed(far, gain, engine)
+            f"with {gain:.2f}x fewer effective MACs" + _followed(far, gain, study.timed_in(far))
         )
     for cell in study.of(network):
         if cell.first.series == FURTHER and lost(study, cell) is not None:

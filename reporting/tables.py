@@ -67,7 +67,7 @@ def rows(study: Study) -> list[list[Any]]:
 
 def _row(study: Study, cell: Cell) -> list[Any]:
     first = cell.first
-    engine = study.engine(first.network)
+    engine = study.timed_in(cell)
 
     def timed(key: str, factor: float = 1.0) -> float | None:
         value = cell.mean(key, engine) if engine else None
@@ -142,7 +142,7 @@ def headline(study: Study) -> str:
 
 
 def _in_short(study: Study, cell: Cell) -> str:
-    spread, engine = cell.spread("top1"), study.engine(cell.first.network)
+    spread, engine = cell.spread("top1"), study.timed_in(cell)
     told = text(cell.mean("top1"), 2) + (f" ± {spread:.2f}" if spread is not None else "")
     if not cell.first.amount:
         return told
@@ -152,19 +152,12 @@ def _in_short(study: Study, cell: Cell) -> str:
 
 
 def _engines(study: Study) -> str:
-    """What the times of each network were measured in, and on how many seeds of a cell."""
-    timed_in: dict[str, list[str]] = {}
-    for name in study.networks:
-        if engine := study.engine(name):
-            timed_in.setdefault(engine, []).append(name)
-    many = max(
-        (cell.timed_seeds(study.engine(cell.first.network)) for cell in study.cells), default=0
-    )
-    seeds = "one seed" if many == 1 else f"up to {many} seeds"
-    if len(timed_in) == 1:
-        return f"{next(iter(timed_in))}, {seeds}"
-    told = "; ".join(f"{', '.join(names)} in {engine}" for engine, names in timed_in.items())
-    return f"{told}; {seeds}" if told else ""
+    """What times were measured in, and on how many seeds of a cell."""
+    places = [study.timed_in(cell) for cell in study.cells]
+    seeds = [cell.timed_seeds(place) for cell, place in zip(study.cells, places, strict=True)]
+    engines = list(dict.fromkeys(place for place in places if place))
+    many = "one seed" if max(seeds, default=0) == 1 else f"up to {max(seeds, default=0)} seeds"
+    return f"{' or '.join(engines)}; {many}" if engines else ""
 
 
 def engines_markdown(study: Study) -> str:
