@@ -125,7 +125,7 @@ def accuracy(
         axes.set_title(network)
         _log_axis(axes)
         engines = dict.fromkeys(map(study.timed_in, cells)) if timed else ()
-        told = (label, "share of dense", *engines) if timed else (label,)
+        told = (f"{label},", "share of dense", *engines) if timed else (label,)
         axes.set_xlabel("\n".join(told))
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from glob import glob
@@ -267,7 +268,8 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
 def _where(row: dict[str, Any]) -> str:
     machine = row["machine"]
     threads = f", {machine.get('threads')} threads" if machine["device"] == "cpu" else ""
-    return f"{row['engine']} {row['precision']} on {machine['name']}{threads}"
+    name = " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", " ", machine["name"]).split())
+    return f"{row['engine']} {row['precision']} on {name}{threads}"
 
 
 def unfinished(root: Path) -> list[str]:
