@@ -168,8 +168,8 @@ class SqueezeExcitation(nn.Module):
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    # On the CPU the gradient of a strided depthwise convolution takes 40 times as long in bf16
-    # (26 ms) as in float32 (0.7 ms; 32 channels, 32x32, batch 128): oneDNN has no kernel for it.
+    # The gradient of a strided depthwise convolution takes a CPU far longer in bf16: 27 ms, and
+    # 0.7 ms in float32, for 32 channels of 32x32, batch 128, on two cores of a Xeon with AMX.
     bf16 = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if bf16 and conv.training and conv.groups > 1 and conv.stride != (1, 1):
         with torch.autocast("cpu", enabled=False):

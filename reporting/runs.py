@@ -238,7 +238,7 @@ def _curve(file: Path, problems: list[str], epochs: int = 0) -> list[dict[str, A
         rows = [_parsed(line) for line in lines]
     except (OSError, ValueError, RecursionError):
         rows = [None]
-    whole = len(rows) == epochs if epochs else True
+    whole = epochs in (0, len(rows))
     if whole and all(_fits(row, EPOCH) and row["epoch"] == i for i, row in enumerate(rows, 1)):
         return rows
     problems.append(f"{file}: not the whole log of its training; left out")

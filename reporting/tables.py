@@ -154,10 +154,11 @@ def _in_short(study: Study, cell: Cell) -> str:
 def _engines(study: Study) -> str:
     """What times were measured in, and on how many seeds of a cell."""
     places = [study.timed_in(cell) for cell in study.cells]
-    seeds = [cell.timed_seeds(place) for cell, place in zip(study.cells, places, strict=True)]
     engines = list(dict.fromkeys(place for place in places if place))
-    many = "one seed" if max(seeds, default=0) == 1 else f"up to {max(seeds, default=0)} seeds"
-    return f"{' or '.join(engines)}; {many}" if engines else ""
+    if not engines:
+        return ""
+    seeds = max(map(Cell.timed_seeds, study.cells, places))
+    return f"{' or '.join(engines)}; {'one seed' if seeds == 1 else f'up to {seeds} seeds'}"
 
 
 def engines_markdown(study: Study) -> str:

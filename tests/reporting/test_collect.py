@@ -91,10 +91,10 @@ def test_each_seed_may_be_timed_on_another_machine(study):
     for label in ("baseline", "l1-0.6/finetuned", "l1-0.6-random/finetuned"):
         file = study / f"cifar100/resnet20/seed1/{label}/benchmark.json"
         rows = json.loads(file.read_text())
-        elsewhere = {"device": "cpu", "name": "another", "threads": 1}
+        elsewhere = {"device": "cpu", "name": "Another(R) CPU", "threads": 1}
         file.write_text(json.dumps([{**r, "machine": elsewhere, "latency_ms": 9} for r in rows]))
     found = collect([study])
-    here, there = (f"fused bf16 on {n}" for n in ("a processor, 2 threads", "another, 1 threads"))
+    here, there = (f"fused bf16 on {n}" for n in ("a processor, 2 threads", "Another, 1 threads"))
     assert found.engine(NETWORK) == here
     assert cell(found, "l1 0.6").mean("latency_ms", here) == pytest.approx(2 / 2.4)
     told = [row[1:4] for row in tables.engine_rows(found)]

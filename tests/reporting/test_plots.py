@@ -78,3 +78,13 @@ def test_the_published_figures_of_this_repository_are_sound():
     points = json.loads((ROOT / "docs/published.json").read_text())
     assert all(1 <= p["speedup"] < 20 and 50 < p["top1"] < 100 and p["source"] for p in points)
     assert {"cifar10", "cifar100"} == {p["dataset"] for p in points}
+
+
+def test_noise_in_time_puts_no_network_on_the_front(study):
+    file = study / "cifar100/resnet20/seed0/soft-0.6/finetuned/benchmark.json"
+    (row,) = json.loads(file.read_text())
+    for speedup, on_the_front in ((2.44, False), (2.6, True)):  # l1, more accurate, has 2.4
+        file.write_text(json.dumps([{**row, "measured_speedup": speedup}]))
+        (axes,) = (a for a in plots.figures(collect([study]))["accuracy-time"].axes if a.lines)
+        (front,) = (line for line in axes.lines if line.get_linewidth() == 5)
+        assert ((1 / speedup, 60.0) in map(tuple, front.get_xydata())) == on_the_front
