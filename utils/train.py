@@ -139,7 +139,8 @@ def fit(
         model.train()
         drawn = (seed * 1_000_003 + epoch, recipe.augment, slice(rank(), None, world_size()))
         batches = epoch_batches(data, images, batch_size, *drawn)
-        bar = tqdm(batches, name, steps, leave=False, disable=_hide_bar())
+        hide = bool(rank()) or None  # None: shown on a terminal only
+        bar = tqdm(batches, name, steps, leave=False, disable=hide)
         loss, top1 = _train_epoch(update, bar, f"in {name} (learning rate {lr:.3g})")
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_top1": top1}
         row["images_per_second"] = steps * batch_size / (time.perf_counter() - start)
@@ -319,6 +320,7 @@ def _tally(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
 
 def _means(sums: Tensor) -> tuple[float, float]:
     if world_size() > 1:
+        sums = sums.clone()  # the caller goes on adding to its own
         dist.all_reduce(sums)
     loss, correct, count = sums.double().tolist()
     return loss / count, 100 * correct / count
@@ -330,7 +332,3 @@ def _fitting_batch(batch_size: int, images: int) -> int:
         processes = f"{world_size()} processes"
         raise ValueError(f"--batch-size {batch_size} cannot be shared evenly by {processes}")
     return batch_size
-
-
-def _hide_bar() -> bool | None:
-    return True if rank() else None  # None: shown on a terminal only

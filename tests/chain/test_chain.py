@@ -225,11 +225,15 @@ def test_divergence_is_an_error_of_one_line(tmp_path):
 
 def test_several_processes_train_together(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += [str(ROOT / "main.py"), *NET, "--epochs", "5", "--seed", "7"]
+    command += [str(ROOT / "main.py"), *NET, "--epochs", "5", "--batch-size", "64", "--seed", "7"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     output = result(process)
     assert output["machine"]["processes"] == 2
     assert output["top1"] > 10  # 20 classes: chance is 5
+    log = tmp_path / "runs/synthetic/resnet20w4/seed7/baseline/metrics.jsonl"
+    for line in log.read_text().splitlines():  # a share of the 4,096 images, each counted once
+        counted = json.loads(line)["train_top1"] * 40.96
+        assert counted == pytest.approx(round(counted), abs=1e-6)
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.stdout == process.stdout
     folder = tmp_path / "runs/synthetic/resnet20w4/seed7"
