@@ -219,7 +219,7 @@ def tag(args: argparse.Namespace) -> str:
     if filled.gradual:
         parts.append("gradual")
     if filled.skip:
-        parts.append("skip" + "+".join(filled.skip))
+        parts.append("skip" + ",".join(filled.skip))
     if filled.min_keep not in (None, LEAST[filled.allocation]):
         parts.append(f"min{filled.min_keep:g}")
     if filled.round_to:

@@ -69,17 +69,17 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
     found: dict[str, Figure | None] = {}
     with matplotlib.rc_context(STYLE):
         found["accuracy-macs"] = accuracy(
-            study, lambda c: c.mean("effective_macs"), 1e-6, "effective MACs, millions", published
+            study, _millions("effective_macs"), "effective MACs, millions", published
         )
         found["accuracy-size"] = accuracy(
-            study, lambda c: c.mean("nonzero_params"), 1e-6, "non-zero parameters, millions"
+            study, _millions("nonzero_params"), "non-zero parameters, millions"
         )
         for name, key, what in (
             ("accuracy-latency", "latency_speedup", "one image"),
             ("accuracy-time", "measured_speedup", "the best batch"),
         ):
             of = partial(_time, study, key)
-            found[name] = accuracy(study, of, 1, f"time for {what}", timed=True)
+            found[name] = accuracy(study, of, f"time for {what}", timed=True)
         found["widths"] = widths(study)
         found["training"] = training(study)
         found["churn"] = churn(study)
@@ -92,7 +92,6 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
 def accuracy(
     study: Study,
     of: Callable[[Cell], float | None],
-    factor: float,
     label: str,
     published: Published = (),
     timed: bool = False,
@@ -109,16 +108,16 @@ def accuracy(
     shown: dict[str, Any] = {}
     for axes, network in zip(panels, networks, strict=True):
         cells = [cell for cell in study.of(network) if of(cell) is not None]
-        points = sorted((of(cell) * factor, cell.mean("top1")) for cell in cells)
+        points = sorted((of(cell), cell.mean("top1")) for cell in cells)
         noise = 1.03 if timed else 1.0
         front = [p for p in points if not any(q[0] <= p[0] * noise and q[1] > p[1] for q in points)]
         (line,) = axes.plot(*zip(*front, strict=True), color="#8886", lw=5, zorder=1)
         shown["Pareto front"] = line
         for series in dict.fromkeys(cell.first.series for cell in cells):
-            own = [(of(c) * factor, c) for c in cells if c.first.series == series]
+            own = [(of(c), c) for c in cells if c.first.series == series]
             shown[series] = _draw_series(axes, own, marker(study, series))
         for point in _published_here(study, network, published):
-            place = point["x"] * factor, point["top1"]
+            place = point["x"] / 1e6, point["top1"]
             (shown["published"],) = axes.plot(*place, "x", ms=5, color="#999", zorder=2)
             style = {"fontsize": 6, "color": "#999", "textcoords": "offset points"}
             axes.annotate(point["method"], place, xytext=(4, -2), **style)
@@ -235,7 +234,7 @@ def churn(study: Study) -> Figure | None:
         right = axes.twinx()
         right.grid(False)
         right.set_ylim(0, 105)
-        overlap = [100 * (row.get("overlap") or float("nan")) for row in run.curve]
+        overlap = [100 * row.get("overlap", float("nan")) for row in run.curve]
         (line,) = right.plot(epochs, overlap, color="#888", lw=1.5)
         shown["overlap with the final choice, %"] = line
     panels[0].set_ylabel("filters")
@@ -338,6 +337,10 @@ def _log_axis(axes: Axes) -> None:
 def _epochs_axis(axes: Axes, key: str = "") -> None:
     axes.set_xlabel(f"epoch ({key})" if key else "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _millions(key: str) -> Callable[[Cell], float]:
+    return lambda cell: cell.mean(key) / 1e6
 
 
 def _time(study: Study, key: str, cell: Cell) -> float | None:

@@ -50,10 +50,7 @@ def publish(runs: Path, kept: Path) -> list[str]:
 def _keep_timings(file: Path, old: Finished | None, new: Finished, here: set[str]) -> None:
     """Those that stand there and the new ones, if all are against networks that are `here`."""
     speeds = new.speeds if all(row["reference"] in here for row in new.speeds) else []
-    rows = {
-        (row["engine"], json.dumps(row["machine"], sort_keys=True)): row
-        for row in (*(old.speeds if old else ()), *speeds)
-    }
+    rows = {row["where"]: row for row in (*(old.speeds if old else ()), *speeds)}
     if not rows:
         file.unlink(missing_ok=True)
         return

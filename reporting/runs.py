@@ -59,8 +59,7 @@ class Finished:
         if (recipe := arguments.get("recipe") or "default") != "default":
             words.append(recipe)
         words += [word for flag, word in WORDS.items() if arguments.get(flag)]
-        if self.stage in ("like", "scratch"):
-            words.append("from scratch")
+        words += [FROM[self.stage]] if self.stage in FROM else []
         if arguments.get("budget") == "flops":
             words.append("(equal FLOPs)")
         return " ".join(words)
@@ -76,7 +75,8 @@ class Finished:
         return self.stage == "like" or further or "random" in self.series.split()
 
 
-WORDS = {"teacher_hash": "taught", "reestimate_bn": "bn"}
+WORDS = {"teacher_hash": "taught", "reestimate_bn": "re-estimated"}
+FROM = {"like": "from scratch", "scratch": "from the start"}  # the control; pruned in training
 
 
 def lineage(run: Finished, finished: Iterable[Finished]) -> list[Finished]:
@@ -215,7 +215,7 @@ def _read(file: Path, problems: list[str]) -> Any:
     try:
         if not file.is_file():
             return None
-        if (content := _parsed(file.read_text())) is not None:
+        if (content := json.loads(file.read_text())) is not None:
             return content
     except (OSError, ValueError, RecursionError):
         pass
@@ -223,19 +223,11 @@ def _read(file: Path, problems: list[str]) -> Any:
     return None
 
 
-def _parsed(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def _curve(file: Path, problems: list[str], epochs: int = 0) -> list[dict[str, Any]]:
     """The log of a training that took `epochs` (0: no one knows); empty if it is not whole."""
     try:
         lines = file.read_text().splitlines() if epochs or file.exists() else []
-        rows = [_parsed(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError):
         rows = [None]
     whole = epochs in (0, len(rows))
@@ -250,7 +242,7 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
     dense = {(run.network, run.result["sha256"]) for run in finished if run.series == DENSE}
     checked = []
     for run in finished:
-        sound = []
+        sound = {}  # of several in one place, by other versions of torch, the last
         for row in run.speeds:
             if not _sound_timing(row):
                 problems.append(f"{run.folder}: a damaged timing was left out")
@@ -260,8 +252,8 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
                 told = f"timed against {row['compared_with']}, not the dense network"
                 problems.append(f"{run.folder}: {told}, or by an older version; time it again")
             else:
-                sound.append({**row, "where": _where(row)})
-        checked.append(replace(run, speeds=sound))
+                sound[_where(row)] = {**row, "where": _where(row)}
+        checked.append(replace(run, speeds=list(sound.values())))
     return checked
 
 

@@ -305,3 +305,4 @@ def test_run_folders_are_named_by_what_is_not_the_default():
     assert name("--method", "weight", "--allocation", "layer") == "weight-0.3-layer"
     assert name("--target-macs", "0.5", "--scope", "all") == "l1-macs0.5-all"
     assert name("--ratio", "0.6,0.3,0.1", "--skip", "layer1.7") == "l1-0.6,0.3,0.1-skiplayer1.7"
+    assert name("--skip", "fc", "conv1", "--method", "weight") == "weight-0.3-skipfc,conv1"

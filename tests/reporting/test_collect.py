@@ -236,6 +236,38 @@ def test_networks_for_other_images_are_other_networks(study):
     assert collect([study]).networks == [NETWORK, f"{NETWORK} 64px"]
 
 
+def test_ways_of_pruning_do_not_share_a_name(study):
+    seed = study / "cifar100/resnet20/seed0"
+    for folder, stage, tag, more in (
+        ("bn", "finetuned", "l1-0.6-bn", {}),
+        ("settled", "finetuned", "l1-0.6", {"reestimate_bn": True}),
+        ("from-start", "scratch", "soft-0.6", {}),
+        ("control", "like", "soft-0.6", {}),
+        ("skips", "finetuned", "l1-0.6-skipfc,layer2.0", {}),
+    ):
+        write(seed / folder, stage, tag, share=0.4, **more)
+    found = collect([study])
+    labels = {
+        *("l1 bn 0.6", "l1 re-estimated 0.6", "l1 skipfc,layer2.0 0.6"),
+        *("soft from the start 0.6", "soft from scratch 0.6"),
+    }
+    assert labels <= {c.label for c in found.cells}
+    assert {c.label for c in found.cells if c.first.control} & labels == {"soft from scratch 0.6"}
+
+
+def test_of_two_versions_of_torch_in_one_place_the_later_timing_counts(study):
+    for name in ("baseline", "l1-0.6/finetuned"):
+        file = study / f"cifar100/resnet20/seed0/{name}/benchmark.json"
+        rows = json.loads(file.read_text())
+        later = [{**r, "machine": {**r["machine"], "torch": "9"}, "latency_ms": 7.0} for r in rows]
+        file.write_text(json.dumps([*rows, *later]))
+    (study / "cifar100/resnet20/seed1/l1-0.6/finetuned/benchmark.json").unlink()
+    found = collect([study])
+    l1 = cell(found, "l1 0.6")
+    assert l1.mean("latency_ms", found.engine(NETWORK)) == 7.0
+    assert [row["latency_ms"] for row in l1.speeds] == [7.0]
+
+
 def test_networks_pruned_twice_and_cells_of_equal_cost(study):
     seed = study / "cifar100/resnet20/seed0"
     write(seed / "twice", "finetuned", "l1-0.3+l1-0.5", share=0.4, top1=65.0)
