@@ -114,8 +114,9 @@ what_is_timed() {
     echo "$machine_flags $BENCH"
     cksum "${networks[@]}" "${networks[@]/%model.pt/benchmark.json}" 2>/dev/null || true
 }
-if [ "$(what_is_timed)" != "$(cat "$seed/timed" 2>/dev/null)" ]; then
+timed=$seed/.timed # hidden, since benchmark.py $seed/* is for networks
+if [ "$(what_is_timed)" != "$(cat "$timed" 2>/dev/null)" ]; then
     python "$here/benchmark.py" $machine_flags "${networks[@]}" $BENCH >/dev/null
-    what_is_timed >"$seed/timed"
+    what_is_timed >"$timed"
 fi
 python "$here/report.py" "$(dirname "$seed")" --published "$here/docs/published.json"

@@ -39,6 +39,12 @@ class Split(NamedTuple):
         """The same images and labels on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    def draw(self, count: int, seed: int) -> Split:
+        """`count` of the images at random, or all of them in another order."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.labels), generator=generator)[:count]
+        return Split(self.images[chosen], self.labels[chosen])
+
 
 class Data(NamedTuple):
     """A dataset, and the statistics that normalise it (of the training images, in [0, 1])."""
@@ -79,7 +85,7 @@ def load(name: str, directory: Path, image_size: int = 32) -> Data:
     if (directory / "train").is_dir() or name == "folder":
         listing = {part: _list_images(directory / part) for part in ("train", "test")}
         _check_classes(name, directory, {part: files[0] for part, files in listing.items()})
-        fingerprint = _fingerprint(listing, image_size)
+        fingerprint = _fingerprint(directory, listing, image_size)
         return _cached(name, directory, fingerprint, lambda: _decode(name, listing, image_size))
     archive = _official(name)
     return _cached(name, directory, archive.tgz_md5, lambda: _read_archive(name, directory))
@@ -111,13 +117,14 @@ def _check_classes(name: str, directory: Path, classes: dict[str, list[str]]) ->
         raise DataError(f"{directory}: {len(train)} classes, but {name} has {expected}")
 
 
-def _fingerprint(listing: dict, image_size: int) -> str:
+def _fingerprint(directory: Path, listing: dict, image_size: int) -> str:
     digest = hashlib.sha256(f"format 1, {image_size} pixels".encode())
+    above = len(os.fsencode(directory / "train")) - len("train")
     for _, samples in listing.values():
         for path, label in samples:
             status = os.stat(path)
             facts = f" {label} {status.st_size} {status.st_mtime_ns}\n"
-            digest.update(os.fsencode(path) + facts.encode())
+            digest.update(os.fsencode(path)[above:] + facts.encode())  # however one names it
     return digest.hexdigest()
 
 
@@ -283,10 +290,8 @@ def sample(
     data: Data, count: int, seed: int, batch_size: int = 64
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of `count` training images drawn at random, normalised, not augmented."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(data.train.labels), generator=generator)[:count]
-    for index in chosen.split(batch_size):
-        images, labels = (part[index] for part in data.train)
+    batches = (part.split(batch_size) for part in data.train.draw(count, seed))
+    for images, labels in zip(*batches, strict=True):
         yield normalise(images, data.mean, data.std), labels
 
 
