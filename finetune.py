@@ -48,10 +48,6 @@ def default_recipe(parent: Checkpoint) -> Recipe:
     return BASELINE._replace(epochs=40, lr=round(0.01 * 10**share_cut, 4))
 
 
-def li2017(parent: Checkpoint) -> Recipe:
-    return LI2017
-
-
 def lr_rewind(parent: Checkpoint) -> Recipe:
     """The schedule of the dense network again (Renda et al. 2020, arXiv 2003.02389, section 3)."""
     told = stages.trained_with(parent)
@@ -61,7 +57,7 @@ def lr_rewind(parent: Checkpoint) -> Recipe:
     return recipe._replace(epochs=min(40, recipe.epochs))
 
 
-RECIPES = {"default": default_recipe, "li2017": li2017, "lr-rewind": lr_rewind}
+RECIPES = {"default": default_recipe, "li2017": lambda parent: LI2017, "lr-rewind": lr_rewind}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,7 +86,9 @@ def main(args: argparse.Namespace) -> dict:
     machine = prepare(args.device, args.precision, args.threads)
     file, parent = stages.read_input(args, args.refine, f"{options.tag(args)}/pruned")
     options.inherit(args, parent["pruning"])
-    resolve_recipe(args, parent)
+    cli.fill_recipe(args, RECIPES[args.recipe](parent))
+    if args.recipe == "lr-rewind":
+        args.lr_start = max(0.0, 1 - args.epochs / stages.trained_with(parent)["epochs"])
     name = "finetuned" if args.recipe == "default" else f"finetuned-{args.recipe}"
     if args.teacher:
         args.teacher_hash = sha256(checkpoints.find(args.teacher))
@@ -102,13 +100,6 @@ def main(args: argparse.Namespace) -> dict:
     folder = stages.output_folder(args, name, file)
     with Run(folder, cli.outcome_flags(args), args.force) as run:
         return run.result or recover(args, run, machine, file, parent)
-
-
-def resolve_recipe(args: argparse.Namespace, parent: Checkpoint) -> None:
-    """Fill the training flags that were not given from the recipe."""
-    cli.fill_recipe(args, RECIPES[args.recipe](parent))
-    if args.recipe == "lr-rewind":
-        args.lr_start = max(0.0, 1 - args.epochs / stages.trained_with(parent)["epochs"])
 
 
 def recover(

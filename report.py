@@ -91,31 +91,22 @@ def _bytes(text: str) -> bytes:
 def read_document(file: Path) -> str:
     """A Markdown file with blocks to rewrite. Raises ValueError if it has none, or half of one."""
     text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # and its line ends
-    marks = {name: (len(_marks(name).findall(text)), place_of(text, name)) for name in BLOCKS}
-    if any(count and not place for count, place in marks.values()) or not any(
-        place for _, place in marks.values()
-    ):
+    found = {name: [mark[0].strip() for mark in _marks(text, name)] for name in BLOCKS}
+    pairs = {name: [f"<!-- {name} -->", f"<!-- /{name} -->"] for name in BLOCKS}
+    if not any(found.values()) or any(found[n] not in ([], pairs[n]) for n in BLOCKS):
         told = " or ".join(f"<!-- {name} --> and then <!-- /{name} -->" for name in BLOCKS)
         raise ValueError(f"--write {file}: wants {told}, on lines of their own, once each")
     return text
 
 
-def _marks(name: str) -> re.Pattern[str]:
-    return re.compile(rf"^<!-- /?{name} -->\r?$", re.MULTILINE)
-
-
-def place_of(text: str, name: str) -> tuple[int, int] | None:
-    """Where the content of a block begins and ends; None if its marks are not there once each."""
-    found = list(_marks(name).finditer(text))
-    if [mark[0].strip() for mark in found] != [f"<!-- {name} -->", f"<!-- /{name} -->"]:
-        return None
-    return found[0].end(), found[1].start()
+def _marks(text: str, name: str) -> list[re.Match[str]]:
+    return list(re.finditer(rf"^<!-- /?{name} -->\r?$", text, re.MULTILINE))
 
 
 def with_block(text: str, name: str, block: str) -> str:
     """The text with the content of a block replaced, if it has that block."""
-    place = place_of(text, name)
-    return text if place is None else f"{text[: place[0]]}\n{block}\n{text[place[1] :]}"
+    marks = _marks(text, name)
+    return f"{text[: marks[0].end()]}\n{block}\n{text[marks[1].start() :]}" if marks else text
 
 
 def read_published(file: Path) -> list[dict]:

@@ -20,7 +20,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ from pruning.surgery import logit_difference
 from utils import checkpoint as checkpoints
 from utils import cli, stages
 from utils.checkpoint import Checkpoint
-from utils.data import Data, Split, normalise, sample
+from utils.data import Data, normalise, sample
 from utils.files import write_text
 from utils.log import say, table
 from utils.machine import Machine, place, prepare
@@ -92,7 +91,9 @@ def main(args: argparse.Namespace) -> dict:
     if parent["pruning"]:
         name = f"{parent['pruning']['name']}+{name}"
     if args.sensitivity:
-        return measure_sensitivity(args, machine, file, parent)
+        data = stages.load_data(args, parent)
+        found = sensitivities(args, machine, file, parent, data)
+        return {"stage": "sensitivity", "dataset": data.name, **found}
     folder = stages.output_folder(args, f"{name}/pruned", file)
     with Run(folder, cli.outcome_flags(args), args.force) as run:
         return run.result or prune(args, run, machine, file, parent, name)
@@ -172,14 +173,6 @@ def task_for(
     )
 
 
-def measure_sensitivity(
-    args: argparse.Namespace, machine: Machine, file: Path, parent: Checkpoint
-) -> dict:
-    data = stages.load_data(args, parent)
-    found = sensitivities(args, machine, file, parent, data)
-    return {"stage": "sensitivity", "dataset": data.name, **found}
-
-
 def sensitivities(
     args: argparse.Namespace, machine: Machine, file: Path, parent: Checkpoint, data: Data
 ) -> dict:
@@ -194,15 +187,12 @@ def sensitivities(
         usable = wanted.items() <= found.items() and "drops" in found
         if usable and not (args.force and args.sensitivity):
             say(f"sensitivities read from {cache}")
-            draw(found["drops"], cache)
             return found
     model = checkpoints.model_of(parent, file)
     groups, _ = select(channel_groups(parent["spec"]), [], args.scope)
     evidence = Evidence(args.seed, lambda: sample(data, EVIDENCE_IMAGES, args.seed))
     scores = score(model, groups, args.criterion, evidence)
-    generator = torch.Generator().manual_seed(args.seed)
-    chosen = torch.randperm(len(data.train.labels), generator=generator)[:SENSITIVITY_IMAGES]
-    subset = Split(*(part[chosen] for part in data.train))
+    subset = data.train.draw(SENSITIVITY_IMAGES, args.seed)
 
     def accuracy(network: nn.Module) -> float:
         return evaluate(place(network, machine), data, machine, subset)[0]
@@ -210,19 +200,12 @@ def sensitivities(
     bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
     drops = sensitivity.measure(model, groups, scores, accuracy, bar)
     found = {**wanted, "file": str(cache), "drops": drops}
-    cache.with_suffix(".png").unlink(missing_ok=True)
-    write_text(cache, json.dumps(found) + "\n")
-    draw(drops, cache)
-    say(f"sensitivities of {len(groups)} groups written to {cache} and .png")
-    return found
-
-
-def draw(drops: dict[str, dict[str, float]], cache: Path) -> None:
-    """The heat map beside its figures, if it is not there."""
     from reporting import plots  # matplotlib takes its time, and only this needs it
 
-    if not cache.with_suffix(".png").is_file():
-        plots.sensitivity(drops, cache.with_suffix(".png"))
+    plots.sensitivity(drops, cache.with_suffix(".png"))
+    write_text(cache, json.dumps(found) + "\n")  # last, so that it marks the measurement as done
+    say(f"sensitivities of {len(groups)} groups written to {cache} and .png")
+    return found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models import Spec, build, layer_costs
+from models import Spec, build, cost_of, layer_costs
 from utils.machine import Machine
 
 from .engines import ENGINES
@@ -56,7 +56,7 @@ def reasons(
     if not ENGINES[engine].slow:  # what would be is not worth minutes of compiling
         found += _what_if(spec, shape, engine, machine, multiple)
     kept = _activations(dense, shape) / _activations(spec, shape)
-    if not keeps_up(kept, _macs(dense, shape) / _macs(spec, shape)):
+    if not keeps_up(kept, cost_of(dense, shape[-1]).macs / cost_of(spec, shape[-1]).macs):
         found.append(f"the activations that its layers write shrank only {kept:.2f}x")
     return found
 
@@ -118,7 +118,3 @@ def _depthwise_shares(spec: Spec, shape: tuple[int, ...], machine: Machine) -> t
 def _activations(spec: Spec, shape: tuple[int, ...]) -> int:
     rows = layer_costs(spec, shape[-1])
     return sum(row.shape[0] * row.size**2 for row in rows if row.kind == "conv")
-
-
-def _macs(spec: Spec, shape: tuple[int, ...]) -> int:
-    return sum(row.macs for row in layer_costs(spec, shape[-1]))

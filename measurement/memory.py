@@ -22,7 +22,7 @@ IN_TORCH = ("eager", "fused")  # whose memory PyTorch's allocator sees; graphs h
 
 
 def peak_memory(
-    path: Path, shape: tuple[int, ...], machine: Machine, precision: str, engine: str = "eager"
+    path: Path, shape: tuple[int, ...], machine: Machine, precision: str, engine: str
 ) -> int | None:
     """Bytes that the network of a checkpoint needs at its peak for one batch of `shape`.
 
@@ -70,10 +70,8 @@ def _resident_growth(
     machine = prepare("cpu", precision, threads, keep_memory=False)
     x = torch.randn(shape)
     with tempfile.TemporaryDirectory() as folder:  # what the first one sets up is no network's
-        tiny, file = (
-            build(new_spec(20, 10, width=1, shortcut="B")).eval(),
-            Path(folder, "tiny.onnx"),
-        )
+        tiny = build(new_spec(20, 10, width=1, shortcut="B")).eval()
+        file = Path(folder, "tiny.onnx")
         if engine in RUNTIMES:
             write_onnx(tiny, shape[-1], file)
         _prepared(engine, lambda: tiny, file, machine)(x[:1])()

@@ -106,6 +106,13 @@ def best(scores: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
+def removed(size: int, kept: Tensor) -> Tensor:
+    """True (size,) for the channels that are not among the kept indices."""
+    gone = torch.ones(size, dtype=torch.bool)
+    gone[kept] = False
+    return gone
+
+
 def _of_stage(ratio: float | Sequence[float], group: Group) -> float:
     if not isinstance(ratio, Sequence):
         return ratio

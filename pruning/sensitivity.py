@@ -8,7 +8,7 @@ from torch import nn
 
 from models import Group
 
-from .allocation import NO_LIMITS, allocate
+from .allocation import allocate
 from .criteria import Scores
 from .surgery import cut
 
@@ -30,8 +30,7 @@ def measure(
     whole = accuracy(model)
     return {
         group.name: {
-            f"{ratio:g}": whole
-            - accuracy(cut(model, allocate([group], scores, ratio, "layer", NO_LIMITS)))
+            f"{ratio:g}": whole - accuracy(cut(model, allocate([group], scores, ratio)))
             for ratio in RATIOS
         }
         for group in progress(groups)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import Group, Spec, block_plans, build, channel_groups, spec_of
 
-from .allocation import Kept
+from .allocation import Kept, removed
 
 # Which dimension of a layer's tensors the channels of a group are, by the layer's role in it.
 DIMENSION = {"producers": 0, "norms": 0, "carriers": 0, "consumers": 1}
@@ -19,7 +19,9 @@ def _survivors(spec: Spec, kept: Kept) -> dict[tuple[str, int], list[int]]:
     """For every (layer, dimension) that loses channels, the indices that stay."""
     lost: dict[tuple[str, int], set[int]] = {}
     sizes: dict[tuple[str, int], int] = {}
-    for group in channel_groups(spec):
+    groups = channel_groups(spec)
+    _check(groups, kept)
+    for group in groups:
         stays = set(kept[group.name].tolist()) if group.name in kept else set(range(group.size))
         for role, dim in DIMENSION.items():
             for layer, channels in getattr(group, role):
@@ -29,27 +31,6 @@ def _survivors(spec: Spec, kept: Kept) -> dict[tuple[str, int], list[int]]:
     return {
         key: [c for c in range(sizes[key]) if c not in gone] for key, gone in lost.items() if gone
     }
-
-
-def cut_spec(spec: Spec, kept: Kept) -> Spec:
-    """The spec after removing all channels but the kept ones.
-
-    Groups that `kept` does not name stay whole. Raises ValueError for a group that does not
-    exist, that would be emptied, or whose indices are out of range.
-    """
-    _check(channel_groups(spec), kept)
-    return _narrow(spec, _survivors(spec, kept))
-
-
-def _narrow(spec: Spec, survivors: dict[tuple[str, int], list[int]]) -> Spec:
-    widths = {n: len(survivors.get((n, 0), range(w))) for n, w in spec["widths"].items()}
-    pads = dict(spec["pads"])
-    for plan in block_plans(spec):
-        if plan.shortcut == "pad":
-            name, last = f"{plan.name}.downsample", f"{plan.name}.{plan.convs[-1].name}"
-            stays = survivors.get((last, 0), range(spec["widths"][last]))
-            pads[name] = sum(channel < pads[name] for channel in stays)
-    return {**spec, "widths": widths, "pads": pads}
 
 
 def _check(groups: list[Group], kept: Kept) -> None:
@@ -64,27 +45,26 @@ def _check(groups: list[Group], kept: Kept) -> None:
             raise ValueError(f"{name}: kept channels must ascend within 0 to {sizes[name] - 1}")
 
 
-def cut(model: nn.Module, kept: Kept) -> nn.Module:
-    """A new, physically smaller network with only the kept channels.
+def cut_spec(spec: Spec, kept: Kept) -> Spec:
+    """The spec after removing all channels but the kept ones.
 
-    It computes what `silence` computes. Raises ValueError as `cut_spec` does.
+    Groups that `kept` does not name stay whole. Raises ValueError for a group that does not
+    exist, that would be emptied, or whose indices are out of range.
     """
-    spec = spec_of(model)
-    _check(channel_groups(spec), kept)
     survivors = _survivors(spec, kept)
-    state = _select(model.state_dict(), survivors)
-    return build(_narrow(spec, survivors), state).train(model.training)
+    widths = {n: len(survivors.get((n, 0), range(w))) for n, w in spec["widths"].items()}
+    pads = dict(spec["pads"])
+    for plan in block_plans(spec):
+        if plan.shortcut == "pad":
+            name, last = f"{plan.name}.downsample", f"{plan.name}.{plan.convs[-1].name}"
+            stays = survivors.get((last, 0), range(spec["widths"][last]))
+            pads[name] = sum(channel < pads[name] for channel in stays)
+    return {**spec, "widths": widths, "pads": pads}
 
 
 def cut_tensors(spec: Spec, kept: Kept, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What `cut` does to a state dict, for tensors of the same names and shapes."""
-    return _select(tensors, _survivors(spec, kept))
-
-
-def _select(
-    tensors: dict[str, Tensor], survivors: dict[tuple[str, int], list[int]]
-) -> dict[str, Tensor]:
-    chosen = {}
+    survivors, chosen = _survivors(spec, kept), {}
     for key, tensor in tensors.items():
         layer = key.rpartition(".")[0]
         for dim in range(tensor.dim()):
@@ -92,6 +72,16 @@ def _select(
                 tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
         chosen[key] = tensor.clone()
     return chosen
+
+
+def cut(model: nn.Module, kept: Kept) -> nn.Module:
+    """A new, physically smaller network with only the kept channels.
+
+    It computes what `silence` computes. Raises ValueError as `cut_spec` does.
+    """
+    spec = spec_of(model)
+    state = cut_tensors(spec, kept, model.state_dict())
+    return build(cut_spec(spec, kept), state).train(model.training)
 
 
 @torch.no_grad()
@@ -107,8 +97,7 @@ def silence(model: nn.Module, kept: Kept) -> nn.Module:
     for group in groups:
         if group.name not in kept:
             continue
-        gone = torch.ones(group.size, dtype=torch.bool)
-        gone[kept[group.name]] = False
+        gone = removed(group.size, kept[group.name])
         for layer, channels in (*group.producers, *group.norms):
             module = model.get_submodule(layer)
             index = torch.tensor(channels)[gone]

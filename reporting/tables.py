@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from measurement.rows import TIMED
@@ -14,36 +14,50 @@ from .summary import as_number, lost, theoretical_speedup
 
 
 class Column(NamedTuple):
-    """Heading, and how many digits its numbers have (None for words)."""
+    """Heading, how many digits its numbers have (None for words), and what a cell has there."""
 
     name: str
     digits: int | None = None
+    of: Callable[[Study, Cell], Any] | None = None
+
+
+def _millions(key: str) -> Callable[[Study, Cell], float]:
+    return lambda study, cell: cell.mean(key) / 1e6
+
+
+def _timed(key: str, unit: float = 1.0) -> Callable[[Study, Cell], float | None]:
+    def of(study: Study, cell: Cell) -> float | None:
+        engine = study.timed_in(cell)
+        value = cell.mean(key, engine) if engine else None
+        return None if value is None else value / unit
+
+    return of
 
 
 COLUMNS = (
-    Column("network"),
-    Column("method"),
-    Column("pruned"),
-    Column("control"),
-    Column("seeds", 0),
-    Column("top-1 %", 2),
-    Column("±", 2),
-    Column("lost", 2),
-    Column("epochs", 0),
-    Column("params M", 3),
-    Column("nonzero M", 3),
-    Column("MACs M", 1),
-    Column("MACs x", 2),
-    Column("file MB", 2),
-    Column("compressed MB", 2),
-    Column("timed in"),
-    Column("ms at 1", 2),
-    Column("time x at 1", 2),
-    Column("img/s", 0),
-    Column("time x", 2),
-    Column("memory MB", 0),
-    Column("CPU ms", 1),
-    Column("CUDA ms", 1),
+    Column("network", None, lambda study, cell: cell.first.network),
+    Column("method", None, lambda study, cell: cell.first.series),
+    Column("pruned", None, lambda study, cell: cell.first.amount),
+    Column("control", None, lambda study, cell: "control" if cell.first.control else ""),
+    Column("seeds", 0, lambda study, cell: len(cell.runs)),
+    Column("top-1 %", 2, lambda study, cell: cell.mean("top1")),
+    Column("±", 2, lambda study, cell: cell.spread("top1")),
+    Column("lost", 2, lost),
+    Column("epochs", 0, Study.epochs),
+    Column("params M", 3, _millions("params")),
+    Column("nonzero M", 3, _millions("nonzero_params")),
+    Column("MACs M", 1, _millions("macs")),
+    Column("MACs x", 2, theoretical_speedup),
+    Column("file MB", 2, _timed("file_bytes", 1e6)),
+    Column("compressed MB", 2, _timed("compressed_bytes", 1e6)),
+    Column("timed in", None, Study.timed_in),
+    Column("ms at 1", 2, _timed("latency_ms")),
+    Column("time x at 1", 2, _timed("latency_speedup")),
+    Column("img/s", 0, _timed("images_per_second")),
+    Column("time x", 2, _timed("measured_speedup")),
+    Column("memory MB", 0, _timed("peak_memory_bytes", 1e6)),
+    Column("CPU ms", 1, _timed("cpu_ms")),
+    Column("CUDA ms", 1, _timed("cuda_ms")),
 )
 
 
@@ -62,42 +76,7 @@ def note(study: Study) -> str:
 
 def rows(study: Study) -> list[list[Any]]:
     """One row of COLUMNS for each cell; None where nothing was measured."""
-    return [_row(study, cell) for cell in study.cells]
-
-
-def _row(study: Study, cell: Cell) -> list[Any]:
-    first = cell.first
-    engine = study.timed_in(cell)
-
-    def timed(key: str, factor: float = 1.0) -> float | None:
-        value = cell.mean(key, engine) if engine else None
-        return None if value is None else value * factor
-
-    return [
-        first.network,
-        first.series,
-        first.amount,
-        "control" if first.control else "",
-        len(cell.runs),
-        cell.mean("top1"),
-        cell.spread("top1"),
-        lost(study, cell),
-        study.epochs(cell),
-        cell.mean("params") / 1e6,
-        cell.mean("nonzero_params") / 1e6,
-        cell.mean("macs") / 1e6,
-        theoretical_speedup(study, cell),
-        timed("file_bytes", 1e-6),
-        timed("compressed_bytes", 1e-6),
-        engine if timed("latency_ms") else "",
-        timed("latency_ms"),
-        timed("latency_speedup"),
-        timed("images_per_second"),
-        timed("measured_speedup"),
-        timed("peak_memory_bytes", 1e-6),
-        timed("cpu_ms"),
-        timed("cuda_ms"),
-    ]
+    return [[column.of(study, cell) for column in COLUMNS] for cell in study.cells]
 
 
 def used(table: list[list[Any]]) -> list[int]:

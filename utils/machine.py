@@ -53,7 +53,8 @@ def prepare(
         torch.set_float32_matmul_precision("high")
     elif keep_memory:
         _keep_freed_memory()
-    join_processes(chosen)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():  # started by torchrun
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     bf16 = precision == "bf16" or (precision == "auto" and _gains_from_bf16(chosen))
     return Machine(chosen, torch.bfloat16 if bf16 else torch.float32)
 
@@ -84,12 +85,6 @@ def _keep_freed_memory() -> None:
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 2**28)
-
-
-def join_processes(device: torch.device) -> None:
-    """Join the process group that `torchrun` started, if it did."""
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def rank() -> int:

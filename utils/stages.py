@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import adopt, build, cost_of, layer_costs, new_spec, spec_of
+from models import adopt, build, layer_costs, new_spec, spec_of
 
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, CheckpointError
 from .cli import versions
-from .data import Data, Split, load
+from .data import Data, load
 from .files import sha256
 from .machine import Machine, describe
 from .runs import Run
@@ -150,9 +150,7 @@ def load_data(args: argparse.Namespace, checkpoint: Checkpoint | None = None) ->
     data = load(args.dataset, args.data, args.image_size)
     wanted = getattr(args, "train_images", None)
     if wanted and wanted < len(data.train.labels):
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(data.train.labels), generator=generator)[:wanted]
-        data = data._replace(train=Split(*(part[chosen] for part in data.train)))
+        data = data._replace(train=data.train.draw(wanted, seed=0))
     if checkpoint is None:
         return data
     known, classes = checkpoint["data"], checkpoint["spec"]["num_classes"]
@@ -171,19 +169,14 @@ def costs(network: nn.Module, image_size: int) -> dict[str, float]:
 
     `effective_macs` is theoretical: dense kernels multiply zeros like any other number.
     """
-    spec, state = spec_of(network), dict(network.named_parameters())
-    rows = layer_costs(spec, image_size)
-    share = {
-        row.name: torch.count_nonzero(state[f"{row.name}.weight"]).item() / prod(row.shape)
-        for row in rows
-        if row.macs
-    }
-    params, macs = cost_of(spec, image_size)
+    rows, weights = layer_costs(spec_of(network), image_size), dict(network.named_parameters())
+    nonzero = {name: torch.count_nonzero(weight).item() for name, weight in weights.items()}
+    left = (row.macs * (nonzero[f"{row.name}.weight"] / prod(row.shape)) for row in rows)
     return {
-        "params": params,
-        "macs": macs,
-        "nonzero_params": sum(torch.count_nonzero(p).item() for p in state.values()),
-        "effective_macs": round(sum(row.macs * share[row.name] for row in rows if row.macs)),
+        "params": sum(row.params for row in rows),
+        "macs": sum(row.macs for row in rows),
+        "nonzero_params": sum(nonzero.values()),
+        "effective_macs": round(sum(left)),
     }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models import Group, channel_groups, spec_of
 
-from ..allocation import Kept, Limits, allocate, select
+from ..allocation import Kept, Limits, allocate, removed, select
 from ..criteria import CRITERIA, Evidence, comparable, score
 from ..surgery import cut, silence
 from .base import FILTER_FLAGS, Method, Pruned, State, Task
@@ -27,20 +27,14 @@ from .filters import as_lists, choose
 from .masks import cut_masks, hold_masks, inherited
 
 
-def _asymptotic_base() -> float:
-    """u = exp(-k/8), of the curve that is at 3/4 after 1/8: the fixed point of the condition."""
-    u = 0.25
-    for _ in range(20):
-        u = 1 - 0.75 * (1 - u**8)
-    return u
-
-
 def asymptotic(t: float) -> float:
     """Share of the final ratio after the fraction t of the epochs: a exp(-k t) + b.
 
     Through (0, 0), (1/8, 3/4) and (1, 1), as in He et al. 2019 (arXiv 1808.07471), equation 5.
     """
-    u = _asymptotic_base()
+    u = 0.25  # exp(-k/8): the fixed point of the condition at 1/8
+    for _ in range(20):
+        u = 1 - 0.75 * (1 - u**8)
     return (1 - u ** (8 * t)) / (1 - u**8)
 
 
@@ -68,8 +62,7 @@ def prune(model: nn.Module, task: Task) -> Pruned:
 def zero_filters(model: nn.Module, groups: list[Group], kept: Kept) -> None:
     """Zero the filters of all channels but the kept ones, in place; BatchNorms stay."""
     for group in groups:
-        gone = torch.ones(group.size, dtype=torch.bool)
-        gone[kept[group.name]] = False
+        gone = removed(group.size, kept[group.name])
         for layer, channels in group.producers:
             module = model.get_submodule(layer)
             module.weight[torch.tensor(channels)[gone].to(module.weight.device)] = 0
@@ -87,8 +80,7 @@ def tame_gradients(model: nn.Module, state: State) -> None:
     for group in channel_groups(spec_of(model)):
         if len(kept.get(group.name, range(group.size))) == group.size:
             continue
-        gone = torch.ones(group.size, dtype=torch.bool)
-        gone[kept[group.name]] = False
+        gone = removed(group.size, kept[group.name])
         for layer, channels in group.producers:
             gradient = model.get_submodule(layer).weight.grad
             own = torch.tensor(channels, device=gradient.device)
@@ -121,7 +113,7 @@ def after_epoch(
     kept = allocate(groups, scores, ratio, options.allocation, limits)
     zero_filters(model, groups, kept)
 
-    chosen = _as_mask(groups, kept)
+    chosen = ~torch.cat([removed(g.size, kept[g.name]) for g in groups])
     past = plan["history"]
     before = past[-1] if past else torch.ones_like(chosen)
     past.append(chosen)
@@ -139,15 +131,6 @@ def after_epoch(
     }
 
 
-def _as_mask(groups: list[Group], kept: Kept) -> Tensor:
-    parts = []
-    for group in groups:
-        part = torch.zeros(group.size, dtype=torch.bool)
-        part[kept[group.name]] = True
-        parts.append(part)
-    return torch.cat(parts)
-
-
 def _overlap(mask: Tensor, final: Tensor) -> float:
     """Of the channels pruned in the end, the share that was pruned then."""
     gone = ~final
@@ -158,8 +141,7 @@ def _threshold(scores: dict[str, Tensor], kept: Kept) -> float | None:
     """The highest score that was pruned, of the mean score of its group; averaged over groups."""
     highest = []
     for name, own in scores.items():
-        gone = torch.ones(len(own), dtype=torch.bool)
-        gone[kept[name]] = False
+        gone = removed(len(own), kept[name])
         if gone.any():
             highest.append((own[gone].max() / own.mean()).item())
     return sum(highest) / len(highest) if highest else None

@@ -54,13 +54,10 @@ def weight_layers(model: nn.Module, skip: list[str]) -> tuple[list[str], dict[st
 
 def _best(scores: Tensor, count: int) -> Tensor:
     """True for the `count` highest scores; of equal ones the first."""
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    if count > 0:
-        flat = scores.flatten()
-        threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
-        mask = flat > threshold
-        ties = (flat == threshold).nonzero().flatten()[: count - int(mask.sum())]
-        mask[ties] = True
+    flat = scores.flatten()
+    threshold = torch.kthvalue(flat, flat.numel() - count + 1).values
+    mask = flat > threshold
+    mask[(flat == threshold).nonzero().flatten()[: count - int(mask.sum())]] = True
     return mask.view(scores.shape)
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from models import STAGES, build, channel_groups, new_spec, spec_of
@@ -19,22 +20,12 @@ def test_depth_counts_the_layers():
         assert len(main_path) + 1 == depth  # and the classifier
 
 
-def test_names_are_torchvisions():
-    from torchvision.models import resnet18, resnet50
-
-    for theirs, depth in ((resnet18, 18), (resnet50, 50)):
-        spec = new_spec(depth, 1000, stem="imagenet")
-        state = theirs().state_dict()
-        model = build(spec, state)  # strictly
-        assert list(model.state_dict()) == list(state)
-
-
-def test_same_function_as_torchvision():
-    from torchvision.models import resnet50
-
+@pytest.mark.parametrize("depth", [18, 50])
+def test_same_names_and_function_as_torchvision(depth):
     torch.manual_seed(0)
-    theirs = resnet50(num_classes=7).eval()
-    ours = build(new_spec(50, 7, stem="imagenet"), theirs.state_dict()).eval()
+    theirs = torchvision.models.get_model(f"resnet{depth}", num_classes=7).eval()
+    ours = build(new_spec(depth, 7, stem="imagenet"), theirs.state_dict()).eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x))
