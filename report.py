@@ -25,6 +25,7 @@ from utils.files import write_atomically
 from utils.log import say
 
 BLOCKS = ("results", "report")  # of Markdown files: in short, and whole
+MARK = re.compile(rf"^<!-- (/?(?:{'|'.join(BLOCKS)})) -->\r?$", re.MULTILINE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,22 +92,23 @@ def _bytes(text: str) -> bytes:
 def read_document(file: Path) -> str:
     """A Markdown file with blocks to rewrite. Raises ValueError if it has none, or half of one."""
     text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # and its line ends
-    found = {name: [mark[0].strip() for mark in _marks(text, name)] for name in BLOCKS}
-    pairs = {name: [f"<!-- {name} -->", f"<!-- /{name} -->"] for name in BLOCKS}
-    if not any(found.values()) or any(found[n] not in ([], pairs[n]) for n in BLOCKS):
+    marks = MARK.findall(text)
+    pairs = [(name, f"/{name}") for name in dict.fromkeys(marks[::2])]
+    if not marks or marks != [mark for pair in pairs for mark in pair]:
         told = " or ".join(f"<!-- {name} --> and then <!-- /{name} -->" for name in BLOCKS)
         raise ValueError(f"--write {file}: wants {told}, on lines of their own, once each")
     return text
 
 
-def _marks(text: str, name: str) -> list[re.Match[str]]:
-    return list(re.finditer(rf"^<!-- /?{name} -->\r?$", text, re.MULTILINE))
-
-
 def with_block(text: str, name: str, block: str) -> str:
     """The text with the content of a block replaced, if it has that block."""
-    marks = _marks(text, name)
-    return f"{text[: marks[0].end()]}\n{block}\n{text[marks[1].start() :]}" if marks else text
+    at = {mark[1]: mark for mark in MARK.finditer(text)}
+    if name not in at:
+        return text
+    content = f"{at[name][0]}\n{block}\n"
+    if at[name][0].endswith("\r"):
+        content = content.replace("\r", "").replace("\n", "\r\n")
+    return text[: at[name].start()] + content + text[at[f"/{name}"].start() :]
 
 
 def read_published(file: Path) -> list[dict]:

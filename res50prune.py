@@ -16,6 +16,7 @@ the same channels silenced; then the result as one JSON line.
 import argparse
 import contextlib
 import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from pruning import options, sensitivity
 from pruning.allocation import select
 from pruning.criteria import Evidence, score
 from pruning.methods import METHODS, Task
+from pruning.sensitivity import RATIOS
 from pruning.surgery import logit_difference
 from utils import checkpoint as checkpoints
 from utils import cli, stages
@@ -93,6 +95,9 @@ def main(args: argparse.Namespace) -> dict:
     if args.sensitivity:
         data = stages.load_data(args, parent)
         found = sensitivities(args, machine, file, parent, data)
+        from reporting import plots  # matplotlib takes its time, and only this needs it
+
+        plots.sensitivity(found["drops"], Path(found["file"]).with_suffix(".png"))
         return {"stage": "sensitivity", "dataset": data.name, **found}
     folder = stages.output_folder(args, f"{name}/pruned", file)
     with Run(folder, cli.outcome_flags(args), args.force) as run:
@@ -182,14 +187,15 @@ def sensitivities(
     cache = (alone or stages.default_folder(args)) / "sensitivity" / name
     wanted = {"parent": args.parent, "images": SENSITIVITY_IMAGES, "criterion": args.criterion}
     wanted |= {"scope": args.scope, "seed": args.seed, "mean": data.mean, "std": data.std}
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: measured again
+    groups, _ = select(channel_groups(parent["spec"]), [], args.scope)
+    with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
         found = json.loads(cache.read_text())
-        usable = wanted.items() <= found.items() and "drops" in found
+        drops = [found["drops"][group.name][f"{r:g}"] for group in groups for r in RATIOS]
+        usable = wanted.items() <= found.items() and all(map(math.isfinite, drops))
         if usable and not (args.force and args.sensitivity):
             say(f"sensitivities read from {cache}")
-            return found
+            return {**found, "file": str(cache)}  # the folder may have moved
     model = checkpoints.model_of(parent, file)
-    groups, _ = select(channel_groups(parent["spec"]), [], args.scope)
     evidence = Evidence(args.seed, lambda: sample(data, EVIDENCE_IMAGES, args.seed))
     scores = score(model, groups, args.criterion, evidence)
     subset = data.train.draw(SENSITIVITY_IMAGES, args.seed)
@@ -200,11 +206,8 @@ def sensitivities(
     bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
     drops = sensitivity.measure(model, groups, scores, accuracy, bar)
     found = {**wanted, "file": str(cache), "drops": drops}
-    from reporting import plots  # matplotlib takes its time, and only this needs it
-
-    plots.sensitivity(drops, cache.with_suffix(".png"))
-    write_text(cache, json.dumps(found) + "\n")  # last, so that it marks the measurement as done
-    say(f"sensitivities of {len(groups)} groups written to {cache} and .png")
+    write_text(cache, json.dumps(found) + "\n")
+    say(f"sensitivities of {len(groups)} groups written to {cache}")
     return found
 
 

@@ -261,10 +261,10 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
         with locked(file.parent):
             try:
                 old = [row for row in json.loads(file.read_text()) if row["sha256"] == sha256]
-                merged = {key(row): row for row in (*old, new)}
+                others = [row for row in old if key(row) != key(new)]
             except (OSError, ValueError, TypeError, KeyError):
-                merged = {"": new}
-            write_text(file, json.dumps(plain(list(merged.values()))) + "\n")
+                others = []
+            write_text(file, json.dumps(plain([*others, new])) + "\n")  # the latest is the last
     except OSError as error:
         say(f"{file}: not written ({error.strerror}); report.py will not know this measurement")
 

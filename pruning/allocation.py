@@ -106,7 +106,7 @@ def best(scores: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def removed(size: int, kept: Tensor) -> Tensor:
+def not_kept(size: int, kept: Tensor | list[int]) -> Tensor:
     """True (size,) for the channels that are not among the kept indices."""
     gone = torch.ones(size, dtype=torch.bool)
     gone[kept] = False

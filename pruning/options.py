@@ -67,6 +67,13 @@ def _pattern(text: str) -> str:
     return text
 
 
+class _Names(argparse.Action):
+    """Names whose order and repetition do not matter."""
+
+    def __call__(self, parser: Any, args: Any, values: Any, option: str | None = None) -> None:
+        setattr(args, self.dest, sorted(set(values)))
+
+
 def add_pruning_flags(p: argparse.ArgumentParser) -> None:
     """How to prune. In a later stage the same flags find the run again."""
     g = p.add_argument_group("pruning")
@@ -105,7 +112,11 @@ def add_pruning_flags(p: argparse.ArgumentParser) -> None:
         "accuracy suffers least (default: layer; weight: global)",
     )
     g.add_argument(
-        "--skip", nargs="+", metavar="NAME", help="stages, blocks, groups or layers to leave whole"
+        "--skip",
+        nargs="+",
+        action=_Names,
+        metavar="NAME",
+        help="stages, blocks, groups or layers to leave whole",
     )
     g.add_argument(
         "--min-keep",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import Group, Spec, block_plans, build, channel_groups, spec_of
 
-from .allocation import Kept, removed
+from .allocation import Kept, not_kept
 
 # Which dimension of a layer's tensors the channels of a group are, by the layer's role in it.
 DIMENSION = {"producers": 0, "norms": 0, "carriers": 0, "consumers": 1}
@@ -63,7 +63,7 @@ def cut_spec(spec: Spec, kept: Kept) -> Spec:
 
 
 def cut_tensors(spec: Spec, kept: Kept, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `cut` does to a state dict, for tensors of the same names and shapes."""
+    """What `cut` does to a state dict, for tensors of the same names; raises as `cut_spec` does."""
     survivors, chosen = _survivors(spec, kept), {}
     for key, tensor in tensors.items():
         layer = key.rpartition(".")[0]
@@ -97,7 +97,7 @@ def silence(model: nn.Module, kept: Kept) -> nn.Module:
     for group in groups:
         if group.name not in kept:
             continue
-        gone = removed(group.size, kept[group.name])
+        gone = not_kept(group.size, kept[group.name])
         for layer, channels in (*group.producers, *group.norms):
             module = model.get_submodule(layer)
             index = torch.tensor(channels)[gone]

@@ -104,6 +104,11 @@ class Study:
             (name for name in found if name.split(" on ")[0] == common.split(" on ")[0]), None
         )
 
+    def timed(self, cell: Cell, key: str) -> float | None:
+        """The mean of a figure in the benchmark, where its times are from; None if unknown."""
+        engine = self.timed_in(cell)
+        return cell.mean(key, engine) if engine else None
+
     def epochs(self, cell: Cell) -> int:
         """That it was trained for, those of the networks it came from counted in.
 

@@ -117,7 +117,7 @@ def accuracy(
             own = [(of(c), c) for c in cells if c.first.series == series]
             shown[series] = _draw_series(axes, own, marker(study, series))
         for point in _published_here(study, network, published):
-            place = point["x"] / 1e6, point["top1"]
+            place = point["x"], point["top1"]
             (shown["published"],) = axes.plot(*place, "x", ms=5, color="#999", zorder=2)
             style = {"fontsize": 6, "color": "#999", "textcoords": "offset points"}
             axes.annotate(point["method"], place, xytext=(4, -2), **style)
@@ -149,7 +149,7 @@ def _published_here(study: Study, network: str, published: Published) -> list[di
     own = [p for p in published if f"{p['dataset']} {p['network']}" == network]
     if dense is None:
         return []
-    return [{**p, "x": dense.mean("effective_macs") / p["speedup"]} for p in own]
+    return [{**p, "x": dense.mean("effective_macs") / 1e6 / p["speedup"]} for p in own]
 
 
 def widths(study: Study) -> Figure | None:
@@ -234,7 +234,7 @@ def churn(study: Study) -> Figure | None:
         right = axes.twinx()
         right.grid(False)
         right.set_ylim(0, 105)
-        overlap = [100 * row.get("overlap", float("nan")) for row in run.curve]
+        overlap = [_percent(row.get("overlap")) for row in run.curve]
         (line,) = right.plot(epochs, overlap, color="#888", lw=1.5)
         shown["overlap with the final choice, %"] = line
     panels[0].set_ylabel("filters")
@@ -339,12 +339,15 @@ def _epochs_axis(axes: Axes, key: str = "") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _percent(share: float | None) -> float:
+    return float("nan") if share is None else 100 * share
+
+
 def _millions(key: str) -> Callable[[Cell], float]:
     return lambda cell: cell.mean(key) / 1e6
 
 
 def _time(study: Study, key: str, cell: Cell) -> float | None:
     """As a share of the dense network's, which was timed in the same run."""
-    engine = study.timed_in(cell)
-    speedup = cell.mean(key, engine) if engine else None
+    speedup = study.timed(cell, key)
     return 1 / speedup if speedup else None

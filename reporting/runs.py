@@ -53,9 +53,9 @@ class Finished:
     def series(self) -> str:
         """What else tells runs apart: the way of pruning, of training again; or a control."""
         whole = FURTHER if self.stage == "finetuned" else DENSE
-        words = ["+".join(part.split("-")[0] for part in self._prunings) or whole]
+        prunings = ([part[0], *part[2:]] for part in (p.split("-") for p in self._prunings))
+        words = ["+".join(map(" ".join, prunings)) or whole]
         arguments = self.result["arguments"]
-        words += [word for part in self._prunings for word in part.split("-")[2:]]
         if (recipe := arguments.get("recipe") or "default") != "default":
             words.append(recipe)
         words += [word for flag, word in WORDS.items() if arguments.get(flag)]
@@ -125,6 +125,7 @@ TIMING = {
     **dict.fromkeys(("engine", "precision", "sha256", "compared_with"), _a(str)),
     **dict.fromkeys(("images_per_second", "measured_speedup", "latency_speedup"), positive),
     **{"latency_ms": positive, "machine": _a(dict), "remarks": _a(list)},
+    "reference": _a(str, none),
 }
 MACHINE = {"device": _a(str), "name": _a(str)}
 
@@ -242,7 +243,7 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
     dense = {(run.network, run.result["sha256"]) for run in finished if run.series == DENSE}
     checked = []
     for run in finished:
-        sound = {}  # of several in one place, by other versions of torch, the last
+        sound = {}  # of several in one place, by other versions, the latest
         for row in run.speeds:
             if not _sound_timing(row):
                 problems.append(f"{run.folder}: a damaged timing was left out")

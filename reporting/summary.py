@@ -11,7 +11,7 @@ import numpy as np
 from measurement.diagnosis import keeps_up
 
 from .collect import Cell, Study
-from .runs import DENSE, FURTHER
+from .runs import DENSE, FROM, FURTHER
 
 CLOSE = 1.0  # points of top-1 below the dense network that count as free
 # Student's t: two-sided 95 %, for 1, 2, ... degrees of freedom.
@@ -79,9 +79,10 @@ def _with_size(study: Study, cell: Cell) -> str:
 
 def _peer(control: Cell, methods: list[Cell]) -> Cell | None:
     """What a control controls: the same method without the word that makes it one."""
-    words = control.first.series.replace(" from scratch", "").replace(" (equal FLOPs)", "")
+    words = control.first.series.replace(f" {FROM['like']}", "").replace(" (equal FLOPs)", "")
     series = " ".join(word for word in words.split() if word != "random")
-    return next((cell for cell in methods if cell.first.series == series), None)
+    names = (series, f"{series} {FROM['scratch']}")
+    return next((c for name in names for c in methods if c.first.series == name), None)
 
 
 def _compared(study: Study, cell: Cell, control: Cell) -> str:
@@ -137,7 +138,7 @@ def where_it_pays(study: Study, network: str) -> list[str]:
         epochs = f"after {study.epochs(far)} epochs against {study.epochs(dense)}"
         lines.append(
             f"{network}: {series} {far.first.amount} {_change(far, dense)}, {epochs}, "
-            f"with {gain:.2f}x fewer effective MACs" + _followed(far, gain, study.timed_in(far))
+            f"with {gain:.2f}x fewer effective MACs" + _followed(study, far, gain)
         )
     for cell in study.of(network):
         if cell.first.series == FURTHER and lost(study, cell) is not None:
@@ -157,17 +158,17 @@ def _change(cell: Cell, dense: Cell) -> str:
     return f"{'gains' if mean > 0 else 'loses'} {abs(mean):.2f} {many}"
 
 
-def _followed(cell: Cell, gain: float, engine: str | None) -> str:
-    measured = cell.mean("measured_speedup", engine) if engine else None
+def _followed(study: Study, cell: Cell, gain: float) -> str:
+    measured = study.timed(cell, "measured_speedup")
     if measured is None:
         return "; its time was not measured."
     verdict = "followed" if keeps_up(measured, gain) else "followed in part"
     if measured <= 1.05:
         verdict = "did not"
-    alone = cell.mean("latency_speedup", engine)
+    alone = study.timed(cell, "latency_speedup")
     return (
         f". Time {verdict}: {measured:.2f}x the images per second, {alone:.2f}x at batch 1 "
-        f"({engine})."
+        f"({study.timed_in(cell)})."
     )
 
 

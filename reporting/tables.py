@@ -27,8 +27,7 @@ def _millions(key: str) -> Callable[[Study, Cell], float]:
 
 def _timed(key: str, unit: float = 1.0) -> Callable[[Study, Cell], float | None]:
     def of(study: Study, cell: Cell) -> float | None:
-        engine = study.timed_in(cell)
-        value = cell.mean(key, engine) if engine else None
+        value = study.timed(cell, key)
         return None if value is None else value / unit
 
     return of
@@ -121,11 +120,11 @@ def headline(study: Study) -> str:
 
 
 def _in_short(study: Study, cell: Cell) -> str:
-    spread, engine = cell.spread("top1"), study.timed_in(cell)
+    spread = cell.spread("top1")
     told = text(cell.mean("top1"), 2) + (f" ± {spread:.2f}" if spread is not None else "")
     if not cell.first.amount:
         return told
-    speedup = cell.mean("measured_speedup", engine) if engine else None
+    speedup = study.timed(cell, "measured_speedup")
     factors = (("fewer MACs", theoretical_speedup(study, cell)), ("images/s", speedup))
     return "<br>".join([told, *(f"{times:.2f}x {what}" for what, times in factors if times)])
 

@@ -119,12 +119,12 @@ def _check_classes(name: str, directory: Path, classes: dict[str, list[str]]) ->
 
 def _fingerprint(directory: Path, listing: dict, image_size: int) -> str:
     digest = hashlib.sha256(f"format 1, {image_size} pixels".encode())
-    above = len(os.fsencode(directory / "train")) - len("train")
-    for _, samples in listing.values():
+    for part, (_, samples) in listing.items():
+        above = len(os.fsencode(directory / part)) - len(part)  # however one names it
         for path, label in samples:
             status = os.stat(path)
             facts = f" {label} {status.st_size} {status.st_mtime_ns}\n"
-            digest.update(os.fsencode(path)[above:] + facts.encode())  # however one names it
+            digest.update(os.fsencode(path)[above:] + facts.encode())
     return digest.hexdigest()
 
 

@@ -169,8 +169,8 @@ def costs(network: nn.Module, image_size: int) -> dict[str, float]:
 
     `effective_macs` is theoretical: dense kernels multiply zeros like any other number.
     """
-    rows, weights = layer_costs(spec_of(network), image_size), dict(network.named_parameters())
-    nonzero = {name: torch.count_nonzero(weight).item() for name, weight in weights.items()}
+    rows, parameters = layer_costs(spec_of(network), image_size), network.named_parameters()
+    nonzero = {name: torch.count_nonzero(values).item() for name, values in parameters}
     left = (row.macs * (nonzero[f"{row.name}.weight"] / prod(row.shape)) for row in rows)
     return {
         "params": sum(row.params for row in rows),

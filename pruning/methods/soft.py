@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models import Group, channel_groups, spec_of
 
-from ..allocation import Kept, Limits, allocate, removed, select
+from ..allocation import Kept, Limits, allocate, not_kept, select
 from ..criteria import CRITERIA, Evidence, comparable, score
 from ..surgery import cut, silence
 from .base import FILTER_FLAGS, Method, Pruned, State, Task
@@ -62,7 +62,7 @@ def prune(model: nn.Module, task: Task) -> Pruned:
 def zero_filters(model: nn.Module, groups: list[Group], kept: Kept) -> None:
     """Zero the filters of all channels but the kept ones, in place; BatchNorms stay."""
     for group in groups:
-        gone = removed(group.size, kept[group.name])
+        gone = not_kept(group.size, kept[group.name])
         for layer, channels in group.producers:
             module = model.get_submodule(layer)
             module.weight[torch.tensor(channels)[gone].to(module.weight.device)] = 0
@@ -80,7 +80,7 @@ def tame_gradients(model: nn.Module, state: State) -> None:
     for group in channel_groups(spec_of(model)):
         if len(kept.get(group.name, range(group.size))) == group.size:
             continue
-        gone = removed(group.size, kept[group.name])
+        gone = not_kept(group.size, kept[group.name])
         for layer, channels in group.producers:
             gradient = model.get_submodule(layer).weight.grad
             own = torch.tensor(channels, device=gradient.device)
@@ -113,7 +113,7 @@ def after_epoch(
     kept = allocate(groups, scores, ratio, options.allocation, limits)
     zero_filters(model, groups, kept)
 
-    chosen = ~torch.cat([removed(g.size, kept[g.name]) for g in groups])
+    chosen = ~torch.cat([not_kept(g.size, kept[g.name]) for g in groups])
     past = plan["history"]
     before = past[-1] if past else torch.ones_like(chosen)
     past.append(chosen)
@@ -141,7 +141,7 @@ def _threshold(scores: dict[str, Tensor], kept: Kept) -> float | None:
     """The highest score that was pruned, of the mean score of its group; averaged over groups."""
     highest = []
     for name, own in scores.items():
-        gone = removed(len(own), kept[name])
+        gone = not_kept(len(own), kept[name])
         if gone.any():
             highest.append((own[gone].max() / own.mean()).item())
     return sum(highest) / len(highest) if highest else None

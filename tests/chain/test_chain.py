@@ -14,6 +14,7 @@ import torch
 from models import build, new_spec
 from tests.command import ROOT, result, run
 from tests.conftest import lively
+from utils.train import CHECK_EVERY
 
 NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size", "16"]
 TRAIN = ["--epochs", "2", "--train-images", "512", "--batch-size", "64"]
@@ -231,6 +232,7 @@ def test_several_processes_train_together(tmp_path):
     assert output["machine"]["processes"] == 2
     assert output["top1"] > 10  # 20 classes: chance is 5
     log = tmp_path / "runs/synthetic/resnet20w4/seed7/baseline/metrics.jsonl"
+    assert CHECK_EVERY < 4096 // 64  # so that the sums are shared more than once in an epoch
     for line in log.read_text().splitlines():  # a share of the 4,096 images, each counted once
         counted = json.loads(line)["train_top1"] * 40.96
         assert counted == pytest.approx(round(counted), abs=1e-6)

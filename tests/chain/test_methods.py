@@ -116,6 +116,11 @@ def test_sensitivity_is_measured_once_and_used(work):
     assert heat_map.read_bytes().startswith(b"\x89PNG")
     result(run("res50prune.py", *flags, "--sensitivity", "--save", "elsewhere", cwd=work))
     assert {file.suffix for file in (work / "elsewhere/sensitivity").iterdir()} == {".json", ".png"}
+    (work / output["file"]).write_text(json.dumps({**output, "drops": {"layer1.0.conv1": None}}))
+    heat_map.unlink()
+    again = run("res50prune.py", *flags, "--sensitivity", cwd=work)  # measured, and drawn again
+    assert result(again)["drops"] == output["drops"]
+    assert heat_map.is_file()
     pruned = run("res50prune.py", *flags, "--allocation", "sensitivity", cwd=work)
     assert "sensitivities read from" in pruned.stderr
     dense = json.loads((work / FOLDER / "baseline/result.json").read_text())
@@ -305,4 +310,5 @@ def test_run_folders_are_named_by_what_is_not_the_default():
     assert name("--method", "weight", "--allocation", "layer") == "weight-0.3-layer"
     assert name("--target-macs", "0.5", "--scope", "all") == "l1-macs0.5-all"
     assert name("--ratio", "0.6,0.3,0.1", "--skip", "layer1.7") == "l1-0.6,0.3,0.1-skiplayer1.7"
-    assert name("--skip", "fc", "conv1", "--method", "weight") == "weight-0.3-skipfc,conv1"
+    assert name("--skip", "fc", "conv1", "--method", "weight") == "weight-0.3-skipconv1,fc"
+    assert name("--skip", "conv1", "fc", "conv1", "--method", "weight") == "weight-0.3-skipconv1,fc"

@@ -244,12 +244,15 @@ def test_ways_of_pruning_do_not_share_a_name(study):
         ("from-start", "scratch", "soft-0.6", {}),
         ("control", "like", "soft-0.6", {}),
         ("skips", "finetuned", "l1-0.6-skipfc,layer2.0", {}),
+        ("first", "finetuned", "l1-0.6-all+l1-0.3", {}),
+        ("second", "finetuned", "l1-0.6+l1-0.3-all", {}),
     ):
         write(seed / folder, stage, tag, share=0.4, **more)
     found = collect([study])
     labels = {
         *("l1 bn 0.6", "l1 re-estimated 0.6", "l1 skipfc,layer2.0 0.6"),
         *("soft from the start 0.6", "soft from scratch 0.6"),
+        *("l1 all+l1 0.6+0.3", "l1+l1 all 0.6+0.3"),
     }
     assert labels <= {c.label for c in found.cells}
     assert {c.label for c in found.cells if c.first.control} & labels == {"soft from scratch 0.6"}

@@ -150,10 +150,13 @@ def test_the_command(study, tmp_path):
     )
     assert "](runs/report/accuracy-time.png)" in text
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    readme.write_bytes(text.replace("\n", "\r\n").encode())
+    readme.chmod(0o640)
     again = run("report.py", study, "--write", readme, "--published", published, cwd=tmp_path)
     assert result(again)["runs"] == result(told)["runs"]  # its own output is no run
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-    assert readme.read_text() == text
+    assert readme.read_bytes().decode() == text.replace("\n", "\r\n")
+    assert readme.stat().st_mode & 0o777 == 0o640
 
 
 def test_markup_in_names_is_harmless(study, tmp_path):
@@ -172,6 +175,7 @@ def test_markup_in_names_is_harmless(study, tmp_path):
         (["empty"], 1, "no finished stage"),
         (["runs", "--write", "plain.md"], 2, "wants <!-- results -->"),
         (["runs", "--write", "half.md"], 2, "once each"),
+        (["runs", "--write", "crossed.md"], 2, "once each"),
         (["runs", "--write", "none.md"], 1, "none.md"),
         (["runs", "--published", "plain.md"], 2, "list of objects"),
         (["runs", "--published", "infinite.json"], 2, "list of objects"),
@@ -182,6 +186,8 @@ def test_errors(study, tmp_path, flags, code, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "plain.md").write_text("no markers")
     (tmp_path / "half.md").write_text("<!-- report -->\n")
+    crossed = ("results", "report", "/results", "/report")
+    (tmp_path / "crossed.md").write_text("".join(f"<!-- {mark} -->\n" for mark in crossed))
     point = dict.fromkeys(("dataset", "network", "method", "source"), "x")
     infinite = [{**point, "top1": 70.0, "speedup": float("inf")}]
     (tmp_path / "infinite.json").write_text(json.dumps(infinite))

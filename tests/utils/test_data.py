@@ -4,6 +4,7 @@ import pickle
 import shutil
 import tarfile
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,14 +40,16 @@ def same(a, b):
     )
 
 
-def test_cache_is_used_checked_and_rebuilt(tree, tmp_path):
+def test_cache_is_used_checked_and_rebuilt(tree, tmp_path, monkeypatch):
     root = tmp_path / "tree"
     shutil.copytree(tree, root)
     first = D.load("folder", root, 12)
     cache = root / ".folder-cache.pt"
     written = cache.stat().st_mtime_ns
-    assert same(D.load("folder", root, 12), first)
-    assert cache.stat().st_mtime_ns == written
+    monkeypatch.chdir(root)
+    for name in (root, Path("."), Path("../tree")):  # one folder, however it is named
+        assert same(D.load("folder", name, 12), first)
+        assert cache.stat().st_mtime_ns == written
 
     Image.fromarray(np.full((12, 12, 3), 255, np.uint8)).save(root / "test/ant/0.png")
     changed = D.load("folder", root, 12)
