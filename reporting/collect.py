@@ -86,23 +86,26 @@ class Study:
     def dense(self, network: str) -> Cell | None:
         return next((c for c in self.of(network) if c.first.series == DENSE), None)
 
-    def engine(self, network: str) -> str | None:
-        """The engine, type and device that most cells were measured in; of those, the fastest."""
+    def places(self, network: str) -> list[str]:
+        """Where its times are compared: in one engine, on every machine; most cells first.
+
+        The engine is the one that most cells were timed in; of those, the fastest.
+        """
         rates: dict[str, list[float]] = {}
         for cell in self.of(network):
             for row in cell.speeds:
                 rates.setdefault(row["where"], []).append(row["images_per_second"])
-        return max(rates, key=lambda name: (len(rates[name]), max(rates[name])), default=None)
+        ranked = sorted(rates, key=lambda name: (-len(rates[name]), -max(rates[name])))
+        return [name for name in ranked if name.split(" on ")[0] == ranked[0].split(" on ")[0]]
+
+    def engine(self, network: str) -> str | None:
+        """The first of its places."""
+        return next(iter(self.places(network)), None)
 
     def timed_in(self, cell: Cell) -> str | None:
-        """Where its times are from: the engine of its network, or that engine elsewhere."""
-        common = self.engine(cell.first.network)
+        """Where its times are from: the first of the places of its network that has any."""
         found = [row["where"] for row in cell.speeds]
-        if common is None or common in found:
-            return common
-        return next(
-            (name for name in found if name.split(" on ")[0] == common.split(" on ")[0]), None
-        )
+        return next((place for place in self.places(cell.first.network) if place in found), None)
 
     def timed(self, cell: Cell, key: str) -> float | None:
         """The mean of a figure in the benchmark, where its times are from; None if unknown."""

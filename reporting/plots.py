@@ -78,7 +78,7 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
             ("accuracy-latency", "latency_speedup", "one image"),
             ("accuracy-time", "measured_speedup", "the best batch"),
         ):
-            of = partial(_time, study, key)
+            of = partial(_time, key)
             found[name] = accuracy(study, of, f"time for {what}", timed=True)
         found["widths"] = widths(study)
         found["training"] = training(study)
@@ -91,30 +91,35 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
 
 def accuracy(
     study: Study,
-    of: Callable[[Cell], float | None],
+    of: Callable[[Cell, str | None], float | None],
     label: str,
     published: Published = (),
     timed: bool = False,
 ) -> Figure | None:
     """Top-1 against a cost: a line for each series, spread of seeds, and the Pareto front.
 
-    Times, which are shares of the dense network's, are `timed`: panels share their axis, and one
-    that is shorter by a few percent alone, which is noise, puts no network on the front.
+    Times, which are shares of the dense network's, are `timed`: each machine has a panel of its
+    own, panels share their axis, and a time that is shorter by a few percent alone, which is
+    noise, puts no network on the front.
     """
-    networks = [n for n in study.networks if sum(of(c) is not None for c in study.of(n)) > 1]
-    if not networks:
+    wanted = []
+    for network in study.networks:
+        for place in study.places(network) if timed else (None,):
+            found = [(x, c) for c in study.of(network) if (x := of(c, place)) is not None]
+            if len(found) > 1:
+                wanted.append((network, place, found))
+    if not wanted:
         return None
-    figure, panels = _panels(len(networks), 3.4, sharey=True, sharex=timed)
+    figure, panels = _panels(len(wanted), 3.4, sharey=True, sharex=timed)
     shown: dict[str, Any] = {}
-    for axes, network in zip(panels, networks, strict=True):
-        cells = [cell for cell in study.of(network) if of(cell) is not None]
-        points = sorted((of(cell), cell.mean("top1")) for cell in cells)
+    for axes, (network, place, found) in zip(panels, wanted, strict=True):
+        points = sorted((x, cell.mean("top1")) for x, cell in found)
         noise = 1.03 if timed else 1.0
         front = [p for p in points if not any(q[0] <= p[0] * noise and q[1] > p[1] for q in points)]
         (line,) = axes.plot(*zip(*front, strict=True), color="#8886", lw=5, zorder=1)
         shown["Pareto front"] = line
-        for series in dict.fromkeys(cell.first.series for cell in cells):
-            own = [(of(c), c) for c in cells if c.first.series == series]
+        for series in dict.fromkeys(cell.first.series for _, cell in found):
+            own = [(x, cell) for x, cell in found if cell.first.series == series]
             shown[series] = _draw_series(axes, own, marker(study, series))
         for point in _published_here(study, network, published):
             place = point["x"], point["top1"]
@@ -123,8 +128,7 @@ def accuracy(
             axes.annotate(point["method"], place, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
-        engines = dict.fromkeys(map(study.timed_in, cells)) if timed else ()
-        told = (f"{label},", "share of dense", *engines) if timed else (label,)
+        told = (f"{label},", "share of dense", place) if timed else (label,)
         axes.set_xlabel("\n".join(told))
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)
@@ -343,11 +347,11 @@ def _percent(share: float | None) -> float:
     return float("nan") if share is None else 100 * share
 
 
-def _millions(key: str) -> Callable[[Cell], float]:
-    return lambda cell: cell.mean(key) / 1e6
+def _millions(key: str) -> Callable[[Cell, str | None], float]:
+    return lambda cell, place: cell.mean(key) / 1e6
 
 
-def _time(study: Study, key: str, cell: Cell) -> float | None:
+def _time(key: str, cell: Cell, place: str | None) -> float | None:
     """As a share of the dense network's, which was timed in the same run."""
-    speedup = study.timed(cell, key)
+    speedup = cell.mean(key, place)
     return 1 / speedup if speedup else None

@@ -104,11 +104,12 @@ def headline(study: Study) -> str:
     lines: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in study.cells:
         lines.setdefault((cell.first.network, cell.first.series), {})[cell.first.amount] = cell
+    several = len({study.timed_in(cell) for cell in study.cells} - {None}) > 1
     table = []
     for names, cells in lines.items():
         counts = [len(cell.runs) for cell in cells.values()]
         low, high = min(counts), max(counts)
-        told = [_in_short(study, cells[a]) if a in cells else "" for a in amounts]
+        told = [_in_short(study, cells[a], several) if a in cells else "" for a in amounts]
         table.append([*names, f"{low}" if low == high else f"{low} to {high}", *told])
     timed = _engines(study)
     return _markdown(columns, table) + (
@@ -119,14 +120,21 @@ def headline(study: Study) -> str:
     )
 
 
-def _in_short(study: Study, cell: Cell) -> str:
+def _in_short(study: Study, cell: Cell, several: bool) -> str:
     spread = cell.spread("top1")
     told = text(cell.mean("top1"), 2) + (f" ± {spread:.2f}" if spread is not None else "")
     if not cell.first.amount:
         return told
     speedup = study.timed(cell, "measured_speedup")
-    factors = (("fewer MACs", theoretical_speedup(study, cell)), ("images/s", speedup))
+    place = study.timed_in(cell)
+    rate = f"images/s ({machine_of(place)})" if place and several else "images/s"
+    factors = (("fewer MACs", theoretical_speedup(study, cell)), (rate, speedup))
     return "<br>".join([told, *(f"{times:.2f}x {what}" for what, times in factors if times)])
+
+
+def machine_of(place: str) -> str:
+    """Of "compile bf16 on AMD EPYC, 2 threads" the machine."""
+    return place.split(" on ")[1].split(",")[0]
 
 
 def _engines(study: Study) -> str:

@@ -104,6 +104,11 @@ def test_each_seed_may_be_timed_on_another_machine(study):
         (study / f"cifar100/resnet20/seed0/{label}/finetuned/benchmark.json").unlink()
     rows = {tuple(row[1:3]): row for row in tables.rows(collect([study]))}
     assert there in rows["l1", "0.6"]  # on the one machine or the other
+    assert "2.40x images/s (Another)" in tables.headline(collect([study]))
+    times = plots.figures(collect([study]))["accuracy-time"].axes
+    shown = [axes.get_xlabel().split("\n")[-1] for axes in times]
+    assert shown[0] == here
+    assert there in shown  # in a panel of its own
     assert here in rows["weight", "0.6"]
     (study / "cifar100/resnet20/seed0/weight-0.6/finetuned/benchmark.json").unlink()
     assert collect([study]).engine(NETWORK) == there
