@@ -74,27 +74,31 @@ class _Names(argparse.Action):
         setattr(args, self.dest, sorted(set(values)))
 
 
-def add_pruning_flags(p: argparse.ArgumentParser) -> None:
-    """How to prune. In a later stage the same flags find the run again."""
-    g = p.add_argument_group("pruning")
-    g.add_argument("--method", choices=METHODS, help="way of pruning (default: l1)")
-    amount = g.add_mutually_exclusive_group()
-    amount.add_argument(
+def _add_amount_flags(g: Any) -> None:
+    """How much to prune: one of these."""
+    g.add_argument(
         "--ratio",
         type=_ratio,
         metavar="R[,R...]",
         help="fraction to remove (default: 0.3); or one for each stage of the network",
     )
     for name, what in (("macs", "MACs"), ("params", "parameters"), ("latency", "latency")):
-        amount.add_argument(
+        g.add_argument(
             f"--target-{name}",
             type=_target,
             metavar="F",
             help=f"keep this fraction of the dense network's {what}",
         )
-    amount.add_argument(
+    g.add_argument(
         "--pattern", type=_pattern, metavar="N:M", help="weight: keep N of every M weights"
     )
+
+
+def add_pruning_flags(p: argparse.ArgumentParser) -> None:
+    """How to prune. In a later stage the same flags find the run again."""
+    g = p.add_argument_group("pruning")
+    g.add_argument("--method", choices=METHODS, help="way of pruning (default: l1)")
+    _add_amount_flags(g.add_mutually_exclusive_group())
     g.add_argument(
         "--criterion",
         choices=[*CRITERIA, *(set(WEIGHT_CRITERIA) - set(CRITERIA))],

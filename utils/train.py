@@ -119,20 +119,10 @@ def fit(
     if world_size() > 1:
         trained = DistributedDataParallel(trained)
     learn = _learner(trained, recipe, machine, teacher)
+    update = _updater(learn, optimizer, schedule, recipe.epochs * steps, hooks)
 
     def measure(network: nn.Module) -> tuple[float, float]:
         return evaluate(place(network, machine), data, machine, test)
-
-    def update(x: Tensor, y: Tensor) -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        tally = learn(x, y)
-        if hooks.before_step:
-            hooks.before_step()
-        optimizer.step()
-        if hooks.after_step:
-            hooks.after_step(optimizer, schedule.last_epoch, recipe.epochs * steps)
-        schedule.step()
-        return tally
 
     for epoch in range(len(rows), recipe.epochs):
         start, lr, name = time.perf_counter(), schedule.get_last_lr()[0], f"epoch {epoch + 1}"
@@ -226,6 +216,29 @@ def _learner(
         return _tally(loss, logits, y)
 
     return learn
+
+
+def _updater(
+    learn: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    total: int,
+    hooks: Hooks,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that takes one of `total` steps on a batch, hooks included, and tallies it."""
+
+    def update(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        tally = learn(x, y)
+        if hooks.before_step:
+            hooks.before_step()
+        optimizer.step()
+        if hooks.after_step:
+            hooks.after_step(optimizer, schedule.last_epoch, total)
+        schedule.step()
+        return tally
+
+    return update
 
 
 def _with_teacher(
