@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -69,10 +70,13 @@ def figures(study: Study, published: Published = ()) -> dict[str, Figure]:
     found: dict[str, Figure | None] = {}
     with matplotlib.rc_context(STYLE):
         found["accuracy-macs"] = accuracy(
-            study, _millions("effective_macs"), "effective MACs, millions", published
+            study,
+            lambda c, _: c.mean("effective_macs") / 1e6,
+            "effective MACs, millions",
+            published,
         )
         found["accuracy-size"] = accuracy(
-            study, _millions("nonzero_params"), "non-zero parameters, millions"
+            study, lambda c, _: c.mean("nonzero_params") / 1e6, "non-zero parameters, millions"
         )
         for name, key, what in (
             ("accuracy-latency", "latency_speedup", "one image"),
@@ -238,7 +242,7 @@ def churn(study: Study) -> Figure | None:
         right = axes.twinx()
         right.grid(False)
         right.set_ylim(0, 105)
-        overlap = [_percent(row.get("overlap")) for row in run.curve]
+        overlap = 100 * np.array([row.get("overlap") for row in run.curve], float)
         (line,) = right.plot(epochs, overlap, color="#888", lw=1.5)
         shown["overlap with the final choice, %"] = line
     panels[0].set_ylabel("filters")
@@ -341,14 +345,6 @@ def _log_axis(axes: Axes) -> None:
 def _epochs_axis(axes: Axes, key: str = "") -> None:
     axes.set_xlabel(f"epoch ({key})" if key else "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _percent(share: float | None) -> float:
-    return float("nan") if share is None else 100 * share
-
-
-def _millions(key: str) -> Callable[[Cell, str | None], float]:
-    return lambda cell, place: cell.mean(key) / 1e6
 
 
 def _time(key: str, cell: Cell, place: str | None) -> float | None:

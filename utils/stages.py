@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import adopt, build, layer_costs, new_spec, spec_of
+from models import adopt, build, cost_of, layer_costs, new_spec, spec_of
 
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, CheckpointError
@@ -169,15 +169,14 @@ def costs(network: nn.Module, image_size: int) -> dict[str, float]:
 
     `effective_macs` is theoretical: dense kernels multiply zeros like any other number.
     """
-    rows, parameters = layer_costs(spec_of(network), image_size), network.named_parameters()
+    spec, parameters = spec_of(network), network.named_parameters()
     nonzero = {name: torch.count_nonzero(values).item() for name, values in parameters}
-    left = (row.macs * (nonzero[f"{row.name}.weight"] / prod(row.shape)) for row in rows)
-    return {
-        "params": sum(row.params for row in rows),
-        "macs": sum(row.macs for row in rows),
-        "nonzero_params": sum(nonzero.values()),
-        "effective_macs": round(sum(left)),
-    }
+    left = sum(
+        row.macs * (nonzero[f"{row.name}.weight"] / prod(row.shape))
+        for row in layer_costs(spec, image_size)
+    )
+    counted = {"nonzero_params": sum(nonzero.values()), "effective_macs": round(left)}
+    return {**cost_of(spec, image_size)._asdict(), **counted}
 
 
 def hand_over(
