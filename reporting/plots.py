@@ -126,10 +126,10 @@ def accuracy(
             own = [(x, cell) for x, cell in found if cell.first.series == series]
             shown[series] = _draw_series(axes, own, marker(study, series))
         for point in _published_here(study, network, published):
-            place = point["x"], point["top1"]
-            (shown["published"],) = axes.plot(*place, "x", ms=5, color="#999", zorder=2)
+            at = point["x"], point["top1"]
+            (shown["published"],) = axes.plot(*at, "x", ms=5, color="#999", zorder=2)
             style = {"fontsize": 6, "color": "#999", "textcoords": "offset points"}
-            axes.annotate(point["method"], place, xytext=(4, -2), **style)
+            axes.annotate(point["method"], at, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
         told = (f"{label},", "share of dense", place) if timed else (label,)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -60,7 +59,7 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+        if not low <= value <= high or value == float("inf") or (open_low and value == low):
             bounds = f"above {low}" if open_low else f"at least {low}"
             bounds += f", at most {high}" if high != float("inf") else ""
             raise argparse.ArgumentTypeError(f"{text} is not {bounds}")

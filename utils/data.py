@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,28 +180,19 @@ def _official(name: str) -> type:
 
 
 def _read_archive(name: str, directory: Path) -> Data:
-    """CIFAR as published, downloaded into `directory` if it is not there yet.
+    """CIFAR as published, downloaded into `directory` if it is not there whole.
 
     torchvision checks the hash of the archive and of every file in it before it reads them.
     """
-    from torchvision.datasets import utils
-
     archive = _official(name)
-    packed, unpacked = directory / archive.filename, directory / archive.base_folder
     try:
-        if not unpacked.is_dir():
-            with tempfile.TemporaryDirectory(prefix=".staging-", dir=directory) as staging:
-                if not packed.is_file():
-                    utils.download_url(archive.url, staging, archive.filename, archive.tgz_md5)
-                    os.replace(Path(staging, archive.filename), packed)
-                if not utils.check_integrity(packed, archive.tgz_md5):
-                    raise DataError(f"{packed}: damaged (wrong hash); delete it")
-                utils.extract_archive(str(packed), staging)
-                os.replace(Path(staging, archive.base_folder), unpacked)
-        parts = [archive(directory, train=train) for train in (True, False)]
+        parts = [archive(directory, train=train, download=True) for train in (True, False)]
     except (RuntimeError, OSError, EOFError) as error:
-        place = f"put {archive.filename} or class folders train/ and test/ into {directory}"
-        raise DataError(f"{name} cannot be had: {str(error).rstrip('.')}; {place}") from None
+        problem = str(error).partition(". ")[0].rstrip(".")  # then torchvision talks to programmers
+        wanted = f"put {archive.filename} or class folders train/ and test/ into {directory}"
+        if (directory / archive.base_folder).exists():
+            wanted = f"delete {archive.base_folder} and {wanted}"
+        raise DataError(f"{name} cannot be had: {problem}; {wanted}") from None
     splits = [Split(torch.from_numpy(p.data.copy()), torch.tensor(p.targets)) for p in parts]
     return _with_statistics(name, parts[0].classes, *splits)
 

@@ -42,6 +42,7 @@ class Run(contextlib.AbstractContextManager):
         self.state: dict[str, Any] | None = None
         self._force = force
         self._held = contextlib.ExitStack()
+        self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
         with _together():
             if rank() == 0:
                 self._enter()
@@ -56,8 +57,8 @@ class Run(contextlib.AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self._held.close()
         with contextlib.suppress(OSError):  # nothing came of it: leave no empty folders
-            self.folder.rmdir()
-            self.folder.parent.rmdir()
+            for path in self._missing:
+                path.rmdir()
 
     def _path(self, name: str) -> Path:
         return self.folder / name
@@ -71,21 +72,28 @@ class Run(contextlib.AbstractContextManager):
         try:
             self._held.enter_context(locked(self.folder, wait=False))
         except BlockingIOError:
+            if self._done():  # asked for its result by several at once
+                return
             message = "another process is at work in this folder; wait, or choose another --save"
-            raise RunError(f"{self.folder}: {message}") from None
-        for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
-            left_over.unlink()
-        done = self._path("result.json").is_file() and self._path("model.pt").is_file()
-        if done and not self._force:
-            file = self._path("result.json")
-            try:
-                self.result = json.loads(file.read_text())
-            except ValueError:
-                raise CheckpointError(f"{file}: damaged; --force starts over") from None
-            self._compare(_arguments(self.result, file))
-            checkpoints.load_file(self._path("model.pt"), "--force starts over")
-            self.result["checkpoint"] = str(self._path("model.pt"))  # the folder may have moved
-            self._path("resume.pt").unlink(missing_ok=True)  # killed just before it was removed
+            raise OSError(f"{self.folder}: {message}") from None
+        left_over = [*self.folder.glob(".*.tmp")]  # of a process killed while it wrote
+        left_over += [self._path("resume.pt")] if self._done() else []  # or just after
+        for file in left_over:
+            file.unlink(missing_ok=True)
+
+    def _done(self) -> bool:
+        """Whether the stage is done, and need not be done again; sets the result."""
+        file, model = self._path("result.json"), self._path("model.pt")
+        if self._force or not (file.is_file() and model.is_file()):
+            return False
+        try:
+            self.result = json.loads(file.read_text())
+        except ValueError:
+            raise CheckpointError(f"{file}: damaged; --force starts over") from None
+        self._compare(_arguments(self.result, file))
+        checkpoints.load_file(model, "--force starts over")
+        self.result["checkpoint"] = str(model)  # the folder may have moved
+        return True
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         names = sorted(made_with.keys() | self.arguments.keys())
@@ -134,10 +142,6 @@ def _arguments(content: Any, file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("arguments"), dict):
         raise CheckpointError(f"{file}: damaged; --force starts over")
     return content["arguments"]
-
-
-class RunError(Exception):
-    """A run folder that cannot be used now."""
 
 
 @contextlib.contextmanager

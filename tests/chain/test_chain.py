@@ -14,6 +14,7 @@ import torch
 from models import build, new_spec
 from tests.command import ROOT, result, run
 from tests.conftest import lively
+from utils.files import locked
 from utils.train import CHECK_EVERY
 
 NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size", "16"]
@@ -105,6 +106,7 @@ def test_a_changed_input_is_noticed(work):
         (["--skip", "layer9"], 2, "no such name"),
         (["--skip", "layer1", "layer2", "layer3"], 2, "nothing to prune"),
         (["--min-keep", "inf"], 2, "--min-keep"),
+        (["--seed", "1" + 400 * "0"], 2, "is not at least 0"),
         (["--device", "toaster"], 2, "--device toaster"),
         (["--mean", "0", "0", "0"], 2, "--mean"),
         (["--pattern", "2:4"], 2, "means nothing to --method l1"),
@@ -215,6 +217,19 @@ def test_two_processes_cannot_share_a_folder(tmp_path):
     first.communicate()
     assert second.returncode == 1
     assert "another process" in second.stderr
+
+
+def test_several_may_ask_at_once_for_what_is_done(work):
+    with locked(work / "runs/synthetic/resnet20w4/seed0/baseline"):  # as one of them does
+        assert result(run("main.py", *NET, *TRAIN, cwd=work))["stage"] == "baseline"
+
+
+def test_a_stage_that_fails_removes_no_folder_but_its_own(tmp_path):
+    (tmp_path / "mine/empty").mkdir(parents=True)
+    for folder in ("mine/empty", "mine/new/out"):
+        nowhere = ("--dataset", "folder", "--data", "nowhere", "--save", folder)
+        assert run("main.py", *nowhere, cwd=tmp_path).returncode == 1
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["mine", "empty"]
 
 
 def test_divergence_is_an_error_of_one_line(tmp_path):

@@ -172,13 +172,33 @@ def test_the_archive_is_downloaded_once_and_read(served, tmp_path):
     assert answer["asked"] == asked
 
 
-def test_a_wrong_hash_is_refused_and_nothing_stays(served, tmp_path):
+def test_a_wrong_hash_is_refused_and_downloaded_again(served, tmp_path):
     answer, _ = served
-    answer["raw"] = answer["raw"][:-10] + b"0123456789"
+    right = answer["raw"]
+    answer["raw"] = right[:-10] + b"0123456789"
     with pytest.raises(D.DataError, match="corrupted") as caught:
         D.load("cifar100", tmp_path)
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "cifar-100-python").exists()
+    answer["raw"] = right
+    assert len(D.load("cifar100", tmp_path).train.labels) == 6
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_what_was_unpacked_in_part_is_unpacked_again(served, tmp_path, part):
+    data = D.load("cifar100", tmp_path)
+    (tmp_path / ".cifar100-cache.pt").unlink()
+    (tmp_path / "cifar-100-python" / part).write_bytes(b"half of it")
+    served[0]["raw"] = None
+    assert same(D.load("cifar100", tmp_path), data)
+
+
+def test_an_archive_without_class_names_says_what_to_do(served, tmp_path):
+    D.load("cifar100", tmp_path)
+    (tmp_path / ".cifar100-cache.pt").unlink()
+    (tmp_path / "cifar-100-python/meta").unlink()
+    with pytest.raises(D.DataError, match=r"delete cifar-100-python and put .*\.tar\.gz"):
+        D.load("cifar100", tmp_path)
 
 
 def test_offline_without_data_says_what_to_do(served, tmp_path):
