@@ -14,6 +14,7 @@ folder keeps its rows in benchmark.json, for report.py.
 """
 
 import argparse
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,12 @@ def load(paths: list[Path]) -> list[Subject]:
     if len(sizes) > 1:
         raise ValueError(f"the networks take images of different sizes: {sorted(sizes)}")
     # Names lose the folders that all of them share.
-    parts = [(file.parent if file.name == "model.pt" else file).parts for file in files]
-    shared = 0
-    while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
-        shared += 1
+    places = [file.parent if file.name == "model.pt" else file for file in files]
+    shared = commonpath([place.parent for place in places])
+    names = [place.relative_to(shared).as_posix() for place in places]
     return [
-        Subject("/".join(p[shared:]), file, content, checkpoints.model_of(content, file).eval())
-        for p, file, content in zip(parts, files, loaded, strict=True)
+        Subject(name, file, content, checkpoints.model_of(content, file).eval())
+        for name, file, content in zip(names, files, loaded, strict=True)
     ]
 
 

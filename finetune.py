@@ -109,18 +109,18 @@ def recover(
     model = checkpoints.model_of(parent, file)
     pruning = parent["pruning"]
     recipe, teacher = cli.recipe_of(args), load_teacher(args, machine, data)
+    settle = partial(reestimate_batchnorm, data=data, machine=machine, seed=args.seed)
+    settle = partial(settle, augment=recipe.augment)
     measured = {}
     if args.reestimate_bn:
-        reestimate_batchnorm(model, data, machine, recipe.augment, args.seed)
+        settle(model)
         measured["top1_reestimated"], _ = evaluate(model, data, machine)
         say(f"top-1 with BatchNorm re-estimated: {measured['top1_reestimated']:.2f} %")
-    settle = partial(reestimate_batchnorm, data=data, machine=machine, augment=recipe.augment)
-    found = hooks(model, pruning, partial(settle, seed=args.seed))
-    how = {"compile": args.compile, "hooks": Hooks(**found), "teacher": teacher}
-    rows = fit(model, data, recipe, run, machine, args.seed, **how)
+    how = {"compile": args.compile, "hooks": Hooks(**hooks(model, pruning, settle))}
+    rows = fit(model, data, recipe, run, machine, args.seed, **how, teacher=teacher)
     measured = {**outcome(rows), **measured}
     if pruning:
-        model, pruning = finish(model, pruning, partial(settle, seed=args.seed))
+        model, pruning = finish(model, pruning, settle)
         measured |= {k: v for k, v in pruning.items() if k == "channels_removed"}
     return stages.hand_over(run, args, machine, "finetuned", model, data, measured, parent, pruning)
 

@@ -66,7 +66,8 @@ def _what_if(
 ) -> list[str]:
     found = []
     wide = rounded(spec, multiple)
-    own, bare, even = _times([spec, _one_channel(spec), wide], shape, engine, machine)
+    thin = {**wide, "widths": dict.fromkeys(wide["widths"], 1)}
+    own, bare, even = _times([spec, thin, wide], shape, engine, machine)
     if bare > 0.4 * own:
         found.append(
             f"{bare / own:.0%} of its time remains with a single channel per layer: starting the "
@@ -90,11 +91,6 @@ def rounded(spec: Spec, multiple: int) -> Spec:
         name: width if ".se.fc1" in name else -(-width // multiple) * multiple
         for name, width in spec["widths"].items()
     }
-    return {**spec, "widths": widths, "pads": dict.fromkeys(spec["pads"], 0)}
-
-
-def _one_channel(spec: Spec) -> Spec:
-    widths = dict.fromkeys(spec["widths"], 1)
     return {**spec, "widths": widths, "pads": dict.fromkeys(spec["pads"], 0)}
 
 

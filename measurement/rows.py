@@ -142,6 +142,7 @@ def costs_of(subject: Subject) -> dict[str, Any]:
     """What a network costs whatever runs it: accuracy, parameters, MACs, bytes."""
     checkpoint = subject.checkpoint
     unfinished = "plan" in (checkpoint["pruning"] or {})
+    weights = b"".join(values.numpy().tobytes() for values in checkpoint["state_dict"].values())
     return {
         "checkpoint": str(subject.file),
         # What is reported of an unfinished pruning is not of the network that is timed here.
@@ -150,13 +151,8 @@ def costs_of(subject: Subject) -> dict[str, Any]:
         "thop_macs": thop_macs(subject),
         "file_bytes": subject.file.stat().st_size,
         # Of the weights alone: the file also has masks and history.
-        "compressed_bytes": len(zlib.compress(_weights(checkpoint))),
+        "compressed_bytes": len(zlib.compress(weights)),
     }
-
-
-def _weights(checkpoint: Checkpoint) -> bytes:
-    tensors = checkpoint["state_dict"].values()
-    return b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)
 
 
 def thop_macs(subject: Subject) -> float:
@@ -270,7 +266,7 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
 
 
 def _hash_of(subject: Subject) -> str | None:
-    """Of the checkpoint of a finished run, as its result tells it."""
+    """Of the checkpoint of a finished run; None for any other file."""
     result = subject.file.parent / "result.json"
     if subject.file.name != "model.pt" or not result.is_file():
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -169,7 +170,7 @@ def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
-            result = _read(file, problems)
+            result = _read(file, dict, problems)
             if result is None:
                 continue
             if not _sound(result):
@@ -178,17 +179,13 @@ def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[
             folder = file.parent.relative_to(root).as_posix()
             epochs = result["arguments"].get("epochs") or 0
             curve = _curve(file.with_name("metrics.jsonl"), problems, epochs)
-            speeds = _read(file.with_name("benchmark.json"), problems)
-            if not isinstance(speeds, list):
-                if speeds is not None:
-                    problems.append(f"{file.with_name('benchmark.json')}: damaged; left out")
-                speeds = []
+            speeds = _read(file.with_name("benchmark.json"), list, problems) or []
             finished.append(Finished(folder, result, curve, speeds))
         for file in _below(root, "sensitivity/*.json"):
-            drops = found.get("drops") if isinstance(found := _read(file, problems), dict) else None
-            if _is_heat(drops):
-                sensitivities[file.relative_to(root).as_posix()] = drops
-            else:
+            found = _read(file, dict, problems)
+            if found and _is_heat(found.get("drops")):
+                sensitivities[file.relative_to(root).as_posix()] = found["drops"]
+            elif found is not None:
                 problems.append(f"{file}: damaged; res50prune.py --sensitivity --force repeats it")
     return _with_sound_timings(finished, problems), sensitivities, problems
 
@@ -211,15 +208,13 @@ def _is_heat(drops: Any) -> bool:
     )
 
 
-def _read(file: Path, problems: list[str]) -> Any:
-    """The content of a JSON file; None if it is not there, or damaged, which is noted."""
-    try:
+def _read(file: Path, kind: type, problems: list[str]) -> Any:
+    """What a JSON file holds; None if it is not there, or not of this kind, which is noted."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         if not file.is_file():
             return None
-        if (content := json.loads(file.read_text())) is not None:
+        if isinstance(content := json.loads(file.read_text()), kind):
             return content
-    except (OSError, ValueError, RecursionError):
-        pass
     problems.append(f"{file}: cannot be read; left out")
     return None
 

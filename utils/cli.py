@@ -27,16 +27,8 @@ from .train import LR_SCHEDULES, Recipe
 
 # Flags that say where or how to run, but not what comes out.
 INCIDENTAL = {
-    "save",
-    "model",
-    "refine",
-    "like",
-    "teacher",
-    "data",
-    "device",
-    "threads",
-    "force",
-    "debug",
+    *("save", "model", "refine", "like", "teacher", "data"),
+    *("device", "threads", "force", "debug"),
 }
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from models import channel_groups, spec_of
 
 from ..allocation import Kept, keep_count, matches
-from ..criteria import Evidence
 from ..surgery import cut
 from .base import Method, Pruned, Row, State, Task
 from .masks import Masks, apply_masks, cut_masks, hold_masks, inherited
@@ -69,14 +68,14 @@ def masks_for(
     allocation: str = "global",
     criterion: str = "magnitude",
     previous: Masks | None = None,
-    evidence: Evidence | None = None,
+    seed: int = 0,
 ) -> Masks:
     """Masks that remove the fraction `ratio` of the weights that `previous` masks left.
 
     "global" removes the lowest scores of all layers together, "layer" the ratio in each. Every
     layer keeps at least one weight.
     """
-    generator = torch.Generator().manual_seed((evidence or Evidence()).seed)
+    generator = torch.Generator().manual_seed(seed)
     scores, remaining = {}, {}
     for name in layers:
         weight = model.get_submodule(name).weight
@@ -134,9 +133,8 @@ def prune(model: nn.Module, task: Task) -> Pruned:
             masks[name] &= previous[name]
     else:
         ratio = options.ratio
-        masks = masks_for(
-            model, layers, ratio, options.allocation, options.criterion, previous, task.evidence
-        )
+        how = (options.allocation, options.criterion, previous, task.evidence.seed)
+        masks = masks_for(model, layers, ratio, *how)
     masks = {**(previous or {}), **masks}
     masked = copy.deepcopy(model)
     apply_masks(masked, masks)
@@ -167,11 +165,9 @@ def after_step(
     plan = state.get("plan")
     if plan and step % max(1, steps // GRADUAL_UPDATES) == 0:
         share = cubic((step + 1) / (GRADUAL_END * steps))
-        start, evidence = plan["start"], Evidence(plan["seed"])
-        how = (plan["allocation"], plan["criterion"], start, evidence)
-        state["masks"] = (start or {}) | masks_for(
-            model, plan["layers"], share * plan["ratio"], *how
-        )
+        how = (plan[key] for key in ("allocation", "criterion", "start", "seed"))
+        masks = masks_for(model, plan["layers"], share * plan["ratio"], *how)
+        state["masks"] = (plan["start"] or {}) | masks
         hold_masks(model, state, optimizer, step, steps)
 
 
