@@ -109,8 +109,9 @@ def recover(
     model = checkpoints.model_of(parent, file)
     pruning = parent["pruning"]
     recipe, teacher = cli.recipe_of(args), load_teacher(args, machine, data)
-    settle = partial(reestimate_batchnorm, data=data, machine=machine, seed=args.seed)
-    settle = partial(settle, augment=recipe.augment)
+    settle = partial(
+        reestimate_batchnorm, data=data, machine=machine, augment=recipe.augment, seed=args.seed
+    )
     measured = {}
     if args.reestimate_bn:
         settle(model)

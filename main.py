@@ -103,8 +103,9 @@ def train(
         task = Task(args, cost_of(spec, data.image_size), data.image_size, Evidence(args.seed))
         pruned = METHODS[args.method].prune(model, task)
         pruning = options.record(args, args.name, pruned, spec, 0.0)
-    settle = partial(reestimate_batchnorm, data=data, machine=machine, seed=args.seed)
-    settle = partial(settle, augment=args.augment)
+    settle = partial(
+        reestimate_batchnorm, data=data, machine=machine, augment=args.augment, seed=args.seed
+    )
     how = {"compile": args.compile, "hooks": Hooks(**hooks(model, pruning, settle))}
     rows = fit(model, data, cli.recipe_of(args), run, machine, args.seed, **how)
     if pruning:

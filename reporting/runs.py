@@ -17,6 +17,7 @@ from utils import stages
 
 DENSE = "dense"
 FURTHER = "dense further"  # fine-tuned without having been pruned
+REPEAT = "res50prune.py --sensitivity --force repeats it"
 Drops = dict[str, dict[str, float]]  # of one sensitivity: group -> ratio -> points lost
 
 
@@ -170,7 +171,7 @@ def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
-            result = _read(file, dict, problems)
+            result = _read(file, dict, "--force makes it again", problems)
             if result is None:
                 continue
             if not _sound(result):
@@ -179,14 +180,15 @@ def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[
             folder = file.parent.relative_to(root).as_posix()
             epochs = result["arguments"].get("epochs") or 0
             curve = _curve(file.with_name("metrics.jsonl"), problems, epochs)
-            speeds = _read(file.with_name("benchmark.json"), list, problems) or []
+            timings = file.with_name("benchmark.json")
+            speeds = _read(timings, list, "benchmark.py makes it again", problems) or []
             finished.append(Finished(folder, result, curve, speeds))
         for file in _below(root, "sensitivity/*.json"):
-            found = _read(file, dict, problems)
+            found = _read(file, dict, REPEAT, problems)
             if found and _is_heat(found.get("drops")):
                 sensitivities[file.relative_to(root).as_posix()] = found["drops"]
             elif found is not None:
-                problems.append(f"{file}: damaged; res50prune.py --sensitivity --force repeats it")
+                problems.append(f"{file}: damaged; {REPEAT}")
     return _with_sound_timings(finished, problems), sensitivities, problems
 
 
@@ -208,14 +210,14 @@ def _is_heat(drops: Any) -> bool:
     )
 
 
-def _read(file: Path, kind: type, problems: list[str]) -> Any:
+def _read(file: Path, kind: type, remedy: str, problems: list[str]) -> Any:
     """What a JSON file holds; None if it is not there, or not of this kind, which is noted."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if not file.is_file():
             return None
         if isinstance(content := json.loads(file.read_text()), kind):
             return content
-    problems.append(f"{file}: cannot be read; left out")
+    problems.append(f"{file}: damaged; {remedy}")
     return None
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -180,19 +180,30 @@ def _official(name: str) -> type:
 
 
 def _read_archive(name: str, directory: Path) -> Data:
-    """CIFAR as published, downloaded into `directory` if it is not there whole.
+    """CIFAR as published, unpacked and, before that, downloaded if it is not there whole.
 
-    torchvision checks the hash of the archive and of every file in it before it reads them.
+    torchvision checks the hash of what it downloads, and of every file before it reads it.
     """
+    from torchvision.datasets import utils
+
     archive = _official(name)
+    packed, checked = directory / archive.filename, {"md5": archive.tgz_md5}
+
+    def read() -> list[Any]:
+        return [archive(directory, train=train) for train in (True, False)]
+
     try:
-        parts = [archive(directory, train=train, download=True) for train in (True, False)]
+        try:
+            parts = read()
+        except RuntimeError:  # not there, or not whole
+            utils.download_and_extract_archive(archive.url, directory, None, packed.name, **checked)
+            parts = read()
     except (RuntimeError, OSError, EOFError) as error:
-        problem = str(error).partition(". ")[0].rstrip(".")  # then torchvision talks to programmers
-        wanted = f"put {archive.filename} or class folders train/ and test/ into {directory}"
-        if (directory / archive.base_folder).exists():
-            wanted = f"delete {archive.base_folder} and {wanted}"
-        raise DataError(f"{name} cannot be had: {problem}; {wanted}") from None
+        problem = str(error).rstrip(".")
+        if packed.exists() and not utils.check_integrity(packed, **checked):
+            problem = f"{packed} is damaged ({problem})"
+        place = f"put {packed.name} or class folders train/ and test/ into {directory}"
+        raise DataError(f"{name} cannot be had: {problem}; {place}") from None
     splits = [Split(torch.from_numpy(p.data.copy()), torch.tensor(p.targets)) for p in parts]
     return _with_statistics(name, parts[0].classes, *splits)
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 Metadata = dict[str, Any]
 Runner = Callable[[Tensor], Tensor]
-ANY_BATCH = ({0: torch.export.Dim("batch")},)
 
 
 class MissingPackage(Exception):
@@ -49,6 +48,10 @@ class Format(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
+def _any_batch() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("batch")},)
+
+
 def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
     onnx, _ = require("onnx", "onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -61,7 +64,7 @@ def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: Metad
             verbose=False,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=ANY_BATCH,
+            dynamic_shapes=_any_batch(),
         )
     model = program.model_proto
     onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
@@ -81,7 +84,7 @@ def _run_onnx(file: Path) -> Runner:
 
 
 def _write_torch(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
-    program = torch.export.export(network.eval(), (example,), dynamic_shapes=ANY_BATCH)
+    program = torch.export.export(network.eval(), (example,), dynamic_shapes=_any_batch())
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
 
 

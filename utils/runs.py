@@ -24,7 +24,7 @@ from .machine import rank
 
 
 class Run(contextlib.AbstractContextManager):
-    """One stage at work in its folder, which no other process may enter meanwhile.
+    """One stage at work in its folder, where no other process may work meanwhile.
 
     `result` is set if the stage is done, `state` if it was interrupted. Only the process of
     rank 0 writes.
@@ -55,10 +55,10 @@ class Run(contextlib.AbstractContextManager):
             self._compare(_arguments(self.state, self._path("resume.pt")))
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
         with contextlib.suppress(OSError):  # nothing came of it: leave no empty folders
-            for path in self._missing:
+            for path in self._missing if rank() == 0 else ():
                 path.rmdir()
+        self._held.close()
 
     def _path(self, name: str) -> Path:
         return self.folder / name
@@ -72,14 +72,16 @@ class Run(contextlib.AbstractContextManager):
         try:
             self._held.enter_context(locked(self.folder, wait=False))
         except BlockingIOError:
-            if self._done():  # asked for its result by several at once
-                return
+            # Several may ask at once for what is done, unless one of them starts over.
+            with contextlib.suppress(OSError, CheckpointError):
+                if self._done():
+                    return
             message = "another process is at work in this folder; wait, or choose another --save"
             raise OSError(f"{self.folder}: {message}") from None
         left_over = [*self.folder.glob(".*.tmp")]  # of a process killed while it wrote
-        left_over += [self._path("resume.pt")] if self._done() else []  # or just after
+        left_over += self.folder.glob("resume.pt") if self._done() else ()  # or just after
         for file in left_over:
-            file.unlink(missing_ok=True)
+            file.unlink()
 
     def _done(self) -> bool:
         """Whether the stage is done, and need not be done again; sets the result."""

@@ -43,7 +43,7 @@ def test_what_is_missing_is_listed(study):
     for line in (
         "l1-0.9/pruned: pruned, but not fine-tuned",
         "soft-0.9/finetuned: unfinished, 1 epochs so far",
-        "l1-0.3/finetuned/result.json: cannot be read",
+        "l1-0.3/finetuned/result.json: damaged",
         f"{NETWORK} soft 0.6: no seed 1",
         "not measured in fused bf16 on a processor, 2 threads: l1 from scratch 0.6, weight 0.6",
         "the same cell and seed as",
@@ -74,7 +74,7 @@ def test_timings_of_other_networks_are_left_out(study):
     told = "\n".join(found.problems)
     assert "a timing of another checkpoint" in told
     assert "timed against baseline, not the dense network" in told
-    assert "benchmark.json: cannot be read" in told
+    assert "benchmark.json: damaged" in told
 
 
 def test_machines_are_not_mixed(study):
