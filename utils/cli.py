@@ -46,15 +46,14 @@ def parser(docstring: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=docstring, formatter_class=_Help, allow_abbrev=False)
 
 
-def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable:
+def number(kind: type, low: float, high: float = 1e9, open_low: bool = False) -> Callable:
     """An argparse type: a number of `kind` from `low` to `high` (above `low` if `open_low`)."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high or value == float("inf") or (open_low and value == low):
-            bounds = f"above {low}" if open_low else f"at least {low}"
-            bounds += f", at most {high}" if high != float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
+        if not low <= value <= high or (open_low and value == low):
+            bounds = f"{'above' if open_low else 'at least'} {low}, at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text[:20]} is not {bounds}")
         return value
 
     parse.__name__ = kind.__name__
@@ -194,7 +193,7 @@ def run_script(
     except Interrupted as error:
         code = 128 + error.args[0]
         forced = " without --force" if getattr(args, "force", False) else ""
-        trains = f"; the same command{forced} goes on from its last whole epoch, if any"
+        trains = f"; if a whole epoch was done, the same command{forced} goes on from there"
         say("interrupted" + (trains if hasattr(args, "epochs") else "; nothing is left half-done"))
     except BrokenPipeError:
         code = 1

@@ -79,6 +79,8 @@ def load(name: str, directory: Path, image_size: int = 32) -> Data:
     """
     if name == "synthetic":
         return synthetic(image_size)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--data {directory} is not a folder")
     if name != "folder" and image_size != 32:
         raise ValueError(f"--image-size {image_size}: {name} has images of 32 pixels")
     if (directory / "train").is_dir() or name == "folder":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +69,21 @@ class Run(contextlib.AbstractContextManager):
             raise ValueError(f"--save {self.folder} is not a folder")
         if self._path("model.pt").is_dir():
             raise ValueError(f"{self._path('model.pt')} is a folder; choose another --save")
+        # Who asks for what is done shuts nobody out; --force may be at work on it just now.
+        with contextlib.suppress(OSError, CheckpointError):
+            if self._done():
+                return
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            raise OSError(f"--save {self.folder} cannot be written to; choose another folder")
         try:
             self._held.enter_context(locked(self.folder, wait=False))
         except BlockingIOError:
-            # Several may ask at once for what is done, unless one of them starts over.
-            with contextlib.suppress(OSError, CheckpointError):
-                if self._done():
-                    return
             message = "another process is at work in this folder; wait, or choose another --save"
             raise OSError(f"{self.folder}: {message}") from None
-        left_over = [*self.folder.glob(".*.tmp")]  # of a process killed while it wrote
-        left_over += self.folder.glob("resume.pt") if self._done() else ()  # or just after
-        for file in left_over:
-            file.unlink()
+        for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
+            left_over.unlink()
+        self._done()
 
     def _done(self) -> bool:
         """Whether the stage is done, and need not be done again; sets the result."""
@@ -90,7 +92,7 @@ class Run(contextlib.AbstractContextManager):
             return False
         try:
             self.result = json.loads(file.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             raise CheckpointError(f"{file}: damaged; --force starts over") from None
         self._compare(_arguments(self.result, file))
         checkpoints.load_file(model, "--force starts over")

@@ -107,6 +107,7 @@ def test_a_changed_input_is_noticed(work):
         (["--skip", "layer1", "layer2", "layer3"], 2, "nothing to prune"),
         (["--min-keep", "inf"], 2, "--min-keep"),
         (["--seed", "1" + 400 * "0"], 2, "is not at least 0"),
+        (["--image-size", "1" + 400 * "0"], 2, "at most 1e+09"),
         (["--device", "toaster"], 2, "--device toaster"),
         (["--mean", "0", "0", "0"], 2, "--mean"),
         (["--pattern", "2:4"], 2, "means nothing to --method l1"),

@@ -193,6 +193,12 @@ def test_what_was_unpacked_in_part_is_unpacked_again(served, tmp_path, part):
     assert same(D.load("cifar100", tmp_path), data)
 
 
+def test_data_must_be_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is not a folder"):
+        D.load("cifar100", tmp_path / "file")
+
+
 def test_offline_without_data_says_what_to_do(served, tmp_path):
     served[0]["raw"] = None
     with pytest.raises(D.DataError, match=r"no network.*cifar-100-python\.tar\.gz"):
