@@ -118,22 +118,8 @@ def fit(
     trained = torch.compile(model) if compile else model
     if world_size() > 1:
         trained = DistributedDataParallel(trained)
-
-    def update(x: Tensor, y: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        with machine.autocast():
-            logits = trained(x).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        if teacher is not None:
-            loss = _with_teacher(loss, logits, teacher, x, recipe, machine)
-        loss.backward()
-        if hooks.before_step:
-            hooks.before_step()
-        optimizer.step()
-        if hooks.after_step:
-            hooks.after_step(optimizer, schedule.last_epoch, recipe.epochs * steps)
-        schedule.step()
-        return _tally(loss, logits, y)
+    learn = _learner(trained, recipe, machine, teacher)
+    update = _updater(learn, optimizer, schedule, recipe.epochs * steps, hooks)
 
     def measure(network: nn.Module) -> tuple[float, float]:
         return evaluate(place(network, machine), data, machine, test)
@@ -213,6 +199,46 @@ def _optimizer(
         optimizer, lambda step: curve(start + (1 - start) * step / total)
     )
     return optimizer, schedule
+
+
+def _learner(
+    model: nn.Module, recipe: Recipe, machine: Machine, teacher: nn.Module | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that leaves the gradients of one batch in the parameters, and tallies it."""
+
+    def learn(x: Tensor, y: Tensor) -> Tensor:
+        with machine.autocast():
+            logits = model(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+        if teacher is not None:
+            loss = _with_teacher(loss, logits, teacher, x, recipe, machine)
+        loss.backward()
+        return _tally(loss, logits, y)
+
+    return learn
+
+
+def _updater(
+    learn: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    total: int,
+    hooks: Hooks,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that takes one of `total` steps on a batch, hooks included, and tallies it."""
+
+    def update(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        tally = learn(x, y)
+        if hooks.before_step:
+            hooks.before_step()
+        optimizer.step()
+        if hooks.after_step:
+            hooks.after_step(optimizer, schedule.last_epoch, total)
+        schedule.step()
+        return tally
+
+    return update
 
 
 def _with_teacher(
