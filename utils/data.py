@@ -189,7 +189,7 @@ def _read_archive(name: str, directory: Path) -> Data:
     from torchvision.datasets import utils
 
     archive = _official(name)
-    packed, checked = directory / archive.filename, {"md5": archive.tgz_md5}
+    packed, md5 = directory / archive.filename, archive.tgz_md5
 
     def read() -> list[Any]:
         return [archive(directory, train=train) for train in (True, False)]
@@ -198,11 +198,12 @@ def _read_archive(name: str, directory: Path) -> Data:
         try:
             parts = read()
         except RuntimeError:  # not there, or not whole
-            utils.download_and_extract_archive(archive.url, directory, None, packed.name, **checked)
+            where = {"download_root": directory, "filename": packed.name}
+            utils.download_and_extract_archive(archive.url, **where, md5=md5)
             parts = read()
     except (RuntimeError, OSError, EOFError) as error:
         problem = str(error).rstrip(".")
-        if packed.exists() and not utils.check_integrity(packed, **checked):
+        if packed.exists() and not utils.check_integrity(packed, md5):
             problem = f"{packed} is damaged ({problem})"
         place = f"put {packed.name} or class folders train/ and test/ into {directory}"
         raise DataError(f"{name} cannot be had: {problem}; {place}") from None

@@ -71,7 +71,8 @@ class Run(contextlib.AbstractContextManager):
             raise ValueError(f"{self._path('model.pt')} is a folder; choose another --save")
         # Who asks for what is done shuts nobody out; --force may be at work on it just now.
         with contextlib.suppress(OSError, CheckpointError):
-            if self._done():
+            self.result = self._finished()
+            if self.result and not self._path("resume.pt").exists():
                 return
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
@@ -83,21 +84,22 @@ class Run(contextlib.AbstractContextManager):
             raise OSError(f"{self.folder}: {message}") from None
         for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
             left_over.unlink()
-        self._done()
+        self.result = self._finished()
+        if self.result:
+            self._path("resume.pt").unlink(missing_ok=True)  # killed just before it was removed
 
-    def _done(self) -> bool:
-        """Whether the stage is done, and need not be done again; sets the result."""
+    def _finished(self) -> dict[str, Any] | None:
+        """The result of the stage, if it is done and need not be done again."""
         file, model = self._path("result.json"), self._path("model.pt")
         if self._force or not (file.is_file() and model.is_file()):
-            return False
+            return None
         try:
-            self.result = json.loads(file.read_text())
+            result = json.loads(file.read_text())
         except (ValueError, RecursionError):
             raise CheckpointError(f"{file}: damaged; --force starts over") from None
-        self._compare(_arguments(self.result, file))
+        self._compare(_arguments(result, file))
         checkpoints.load_file(model, "--force starts over")
-        self.result["checkpoint"] = str(model)  # the folder may have moved
-        return True
+        return {**result, "checkpoint": str(model)}  # the folder may have moved
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         names = sorted(made_with.keys() | self.arguments.keys())

@@ -225,6 +225,13 @@ def test_several_may_ask_at_once_for_what_is_done(work):
         assert result(run("main.py", *NET, *TRAIN, cwd=work))["stage"] == "baseline"
 
 
+def test_what_is_done_keeps_nothing_to_resume(work):
+    left = work / "runs/synthetic/resnet20w4/seed0/baseline/resume.pt"
+    left.write_bytes(b"of a process killed before it removed this")
+    assert result(run("main.py", *NET, *TRAIN, cwd=work))["stage"] == "baseline"
+    assert not left.exists()
+
+
 def test_a_stage_that_fails_removes_no_folder_but_its_own(tmp_path):
     (tmp_path / "mine/empty").mkdir(parents=True)
     for folder in ("mine/empty", "mine/new/out"):
