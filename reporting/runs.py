@@ -118,7 +118,7 @@ RESULT = {
 }
 ARGUMENTS = {
     **{"arch": _a(str), "depth": _a(int), "width": _a(int), "shortcut": _a(str)},
-    **{"image_size": _a(int), "epochs": _a(int, none)},
+    **{"image_size": _a(int), "epochs": lambda value: value is None or _number(0)(value)},
     **{"recipe": _a(str, none), "parent": _a(str, none)},
 }
 TOP1 = _number(0, 100)

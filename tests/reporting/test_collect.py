@@ -131,6 +131,7 @@ def test_older_results_and_unmeasured_ones(study):
             {"seed": "x"}, {"sha256": None}, {"effective_macs": None}, {"dataset": None},
             {"arguments": {**SHAPE, "depth": 21}}, {"arguments": {**SHAPE, "arch": "vgg"}},
             {"arguments": []}, {"arguments": {**SHAPE, "epochs": "9"}}, {"effective_macs": 0},
+            {"arguments": {**SHAPE, "epochs": 10**400}}, {"arguments": {**SHAPE, "epochs": -1}},
             {"top1": float("nan")}, {"top1": 164.5}, {"top1": -1.0}, {"top1": True},
             {"params": 10**400}, {"macs": float("inf")}, {"widths": {"conv1": "16"}},
         )),
