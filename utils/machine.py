@@ -99,18 +99,24 @@ def world_size() -> int:
 
 def describe(machine: Machine) -> dict[str, Any]:
     """What a reader of a measurement must know, as plain types."""
-    name = platform.processor() or platform.machine()
-    if machine.device.type == "cuda":
-        name = torch.cuda.get_device_name(machine.device)
-    elif Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    cuda = machine.device.type == "cuda"
     return {
         "device": machine.device.type,
-        "name": name,
+        "name": torch.cuda.get_device_name(machine.device) if cuda else cpu_name(),
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "precision": "bf16" if machine.dtype == torch.bfloat16 else "fp32",
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """A processor's name, on x86 with its family and model: "AMD EPYC 26.2".
+
+    Virtual machines show one name for generations that differ by more than twofold in speed.
+    """
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    return f"{name} {told['cpu family']}.{told['model']}" if "cpu family" in told else name
