@@ -212,7 +212,7 @@ def _seeds(seeds: set[int]) -> str:
 
 
 def _missing(study: Study) -> list[str]:
-    """Cells that lack seeds, epochs or timings that others have; networks never fine-tuned."""
+    """Cells, seeds, epochs and timings that others have; networks never fine-tuned."""
     problems = []
     parents = {run.result["arguments"].get("parent") for run in study.finished}
     here = {None, *(run.result["sha256"] for run in study.finished)}
@@ -229,6 +229,10 @@ def _missing(study: Study) -> list[str]:
                 problems.append(f"{network} {cell.label}: no {_seeds(lacking)}")
         if not study.dense(network):
             problems.append(f"{network}: no dense network to compare with")
+        own, dataset = {cell.label for cell in cells}, cells[0].first.result["dataset"]
+        every = (cell.label for cell in study.cells if cell.first.result["dataset"] == dataset)
+        if absent := ", ".join(label for label in dict.fromkeys(every) if label not in own):
+            problems.append(f"{network}: not run, unlike with other networks: {absent}")
         tuned = {
             cell.label: cell.first.result["arguments"].get("epochs")
             for cell in cells

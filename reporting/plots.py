@@ -178,10 +178,10 @@ def widths(study: Study) -> Figure | None:
         names = [name for name in before if ".se." not in name]
         positions = range(len(names))
         shown[DENSE] = axes.bar(positions, [before[n] for n in names], color="#8884", width=1)
-        for cell in cells:
+        for width, cell in zip(range(2 * len(cells), 0, -2), cells, strict=True):
             after = [cell.first.result["widths"].get(name, 0) for name in names]
             style = {"color": colour(cell.first), "marker": marker(study, cell.first.series)}
-            style |= {"where": "mid", "lw": 1.3, "ms": 3}
+            style |= {"where": "mid", "lw": width, "ms": width + 2}  # equal ones show behind
             (shown[cell.first.series],) = axes.step(positions, after, **style)
         axes.set_title(f"{network}\n{amount} pruned")
         axes.set_xlabel("convolution, from input to output")

@@ -52,6 +52,14 @@ def test_what_is_missing_is_listed(study):
         assert line in told, line
 
 
+def test_what_only_another_network_of_the_data_has_is_missing(study):
+    write(study / "other/baseline", "baseline", shape={**SHAPE, "depth": 32})
+    write(study / "ten/baseline", "baseline", shape={**SHAPE, "depth": 32, "dataset": "cifar10"})
+    told = [line for line in collect([study]).problems if "unlike with other networks" in line]
+    labels = ", ".join(c.label for c in collect([study]).of(NETWORK) if c.label != "dense")
+    assert told == [f"cifar100 resnet32: not run, unlike with other networks: {labels}"]
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(study):
     folder = study / "cifar100/resnet20/seed1/l1-0.6/finetuned"
     edit(folder, lambda r: r["arguments"].update(batch_size=1024))
