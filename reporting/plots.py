@@ -114,7 +114,8 @@ def accuracy(
                 wanted.append((network, place, found))
     if not wanted:
         return None
-    figure, panels = _panels(len(wanted), 3.4, sharey=True, sharex=timed)
+    height = 3.4 if len(wanted) <= 3 else 2.7
+    figure, panels = _panels(len(wanted), height, sharey=True, sharex=timed)
     shown: dict[str, Any] = {}
     for axes, (network, place, found) in zip(panels, wanted, strict=True):
         points = sorted((x, cell.mean("top1")) for x, cell in found)
@@ -132,8 +133,8 @@ def accuracy(
             axes.annotate(point["method"], at, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
-        told = (f"{label},", "share of dense", place) if timed else (label,)
-        axes.set_xlabel("\n".join(told))
+        told = f"{label},\nshare of dense, {place}".replace(" on ", "\non ") if timed else label
+        axes.set_xlabel(told)
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)
     return figure
@@ -178,11 +179,14 @@ def widths(study: Study) -> Figure | None:
         names = [name for name in before if ".se." not in name]
         positions = range(len(names))
         shown[DENSE] = axes.bar(positions, [before[n] for n in names], color="#8884", width=1)
-        for width, cell in zip(range(2 * len(cells), 0, -2), cells, strict=True):
-            after = [cell.first.result["widths"].get(name, 0) for name in names]
-            style = {"color": colour(cell.first), "marker": marker(study, cell.first.series)}
-            style |= {"where": "mid", "lw": width, "ms": width + 2}  # equal ones show behind
-            (shown[cell.first.series],) = axes.step(positions, after, **style)
+        alike: dict[tuple[int, ...], list[Finished]] = {}
+        for cell in cells:
+            after = tuple(cell.first.result["widths"].get(name, 0) for name in names)
+            alike.setdefault(after, []).append(cell.first)
+        for after, runs in alike.items():
+            style = {"color": colour(runs[0]), "marker": marker(study, runs[0].series)}
+            style |= {"where": "mid", "lw": 1.3, "ms": 3}
+            (shown[" = ".join(run.series for run in runs)],) = axes.step(positions, after, **style)
         axes.set_title(f"{network}\n{amount} pruned")
         axes.set_xlabel("convolution, from input to output")
     panels[0].set_ylabel("channels")
