@@ -184,35 +184,40 @@ def separable_against_standard(study: Study) -> list[str]:
         if not common:
             continue
         more = [lost(study, theirs[key]) - lost(study, ours[key]) for key in common]
-        told = "; ".join(
-            f"{' '.join(key)}: {_loss(study, ours[key])} and {_loss(study, theirs[key])}"
-            for key in common
-        )
         lines.append(
             f"{network} loses more than {standard} in {sum(m > 0 for m in more)} of "
             f"{len(more)} cases of the same amount, {statistics.mean(more):+.2f} points "
-            f"on average. Points lost and MACs, standard and separable: {told}."
-            + _at_equal_macs(study, ours, theirs)
+            "on average. Points lost and MACs, standard and separable:"
         )
+        for series in dict.fromkeys(series for series, _ in common):
+            told = "; ".join(
+                f"{key[1]}: {_loss(study, ours[key])} and {_loss(study, theirs[key])}"
+                for key in common
+                if key[0] == series
+            )
+            lines.append(f"{series} {told}." + _at_equal_macs(study, series, ours, theirs))
     return lines or ["No separable network stands beside a standard one of the same depth here."]
 
 
 def _at_equal_macs(
-    study: Study, ours: dict[tuple[str, str], Cell], theirs: dict[tuple[str, str], Cell]
+    study: Study,
+    series: str,
+    ours: dict[tuple[str, str], Cell],
+    theirs: dict[tuple[str, str], Cell],
 ) -> str:
     """The same ratio cuts other shares of the two: losses where equal shares of MACs are gone.
 
     Those of the standard network are interpolated over the logarithm of its MACs x between the
     amounts of a series, from none on; nothing is said beyond the largest.
     """
+    own = [cell for key, cell in ours.items() if key[0] == series]
+    curve = sorted((log(theoretical_speedup(study, cell)), lost(study, cell)) for cell in own)
     found = []
-    for (series, _), cell in theirs.items():
-        own = [other for key, other in ours.items() if key[0] == series]
-        curve = sorted((log(theoretical_speedup(study, o)), lost(study, o)) for o in own)
+    for cell in (cell for key, cell in theirs.items() if key[0] == series):
         times = theoretical_speedup(study, cell)
-        if curve and 0 < log(times) <= curve[-1][0]:
+        if 0 < log(times) <= curve[-1][0]:
             standard = np.interp(log(times), *zip((0.0, 0.0), *curve, strict=True))
-            found.append(f"{series} {times:.2f}x: {standard:.2f} and {lost(study, cell):.2f}")
+            found.append(f"{times:.2f}x: {standard:.2f} and {lost(study, cell):.2f}")
     if not found:
         return ""
     return f" For equally many times fewer MACs, standard interpolated: {'; '.join(found)}."
