@@ -231,8 +231,8 @@ def _missing(study: Study) -> list[str]:
             problems.append(f"{network}: no dense network to compare with")
         own, dataset = {cell.label for cell in cells}, cells[0].first.result["dataset"]
         every = (cell.label for cell in study.cells if cell.first.result["dataset"] == dataset)
-        if absent := ", ".join(label for label in dict.fromkeys(every) if label not in own):
-            problems.append(f"{network}: not run, unlike with other networks: {absent}")
+        if absent := ", ".join(k for k in dict.fromkeys(every) if k not in {*own, DENSE}):
+            problems.append(f"{network}: not finished, but of other networks: {absent}")
         tuned = {
             cell.label: cell.first.result["arguments"].get("epochs")
             for cell in cells

@@ -6,7 +6,9 @@ One colour for each way of pruning throughout; controls are hollow.
 from __future__ import annotations
 
 import io
+import itertools
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -133,8 +135,8 @@ def accuracy(
             axes.annotate(point["method"], at, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
-        told = f"{label},\nshare of dense, {place}".replace(" on ", "\non ") if timed else label
-        axes.set_xlabel(told)
+        told = f"{label}, share of dense, {place}" if timed else label
+        axes.set_xlabel(textwrap.fill(told, 32))
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)
     return figure
@@ -179,14 +181,11 @@ def widths(study: Study) -> Figure | None:
         names = [name for name in before if ".se." not in name]
         positions = range(len(names))
         shown[DENSE] = axes.bar(positions, [before[n] for n in names], color="#8884", width=1)
-        alike: dict[tuple[int, ...], list[Finished]] = {}
-        for cell in cells:
-            after = tuple(cell.first.result["widths"].get(name, 0) for name in names)
-            alike.setdefault(after, []).append(cell.first)
-        for after, runs in alike.items():
-            style = {"color": colour(runs[0]), "marker": marker(study, runs[0].series)}
-            style |= {"where": "mid", "lw": 1.3, "ms": 3}
-            (shown[" = ".join(run.series for run in runs)],) = axes.step(positions, after, **style)
+        for cell, dash in zip(cells, itertools.cycle(DASHES)):  # equal ones show through
+            after = [cell.first.result["widths"].get(name, 0) for name in names]
+            style = {"color": colour(cell.first), "marker": marker(study, cell.first.series)}
+            style |= {"where": "mid", "lw": 1.3, "ms": 3, "ls": dash}
+            (shown[cell.first.series],) = axes.step(positions, after, **style)
         axes.set_title(f"{network}\n{amount} pruned")
         axes.set_xlabel("convolution, from input to output")
     panels[0].set_ylabel("channels")

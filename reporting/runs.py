@@ -109,6 +109,12 @@ def _a(*types: type) -> Check:
 
 
 none, positive = type(None), _number(1e-18)
+
+
+def _count(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 10**6)
+
+
 # What must be there, and what it must be.
 RESULT = {
     **dict.fromkeys(("stage", "dataset", "arch", "sha256"), _a(str)),
@@ -118,11 +124,14 @@ RESULT = {
 }
 ARGUMENTS = {
     **{"arch": _a(str), "depth": _a(int), "width": _a(int), "shortcut": _a(str)},
-    **{"image_size": _a(int), "epochs": lambda value: value is None or _number(0)(value)},
+    **{"image_size": _a(int), "epochs": _count},
     **{"recipe": _a(str, none), "parent": _a(str, none)},
 }
 TOP1 = _number(0, 100)
-EPOCH = {"epoch": _a(int), "top1": TOP1}
+EPOCH = {
+    **{"epoch": _a(int), "top1": TOP1, "flipped": _count, "regrown": _count},
+    "overlap": lambda value: value is None or _number(0, 1)(value),
+}
 TIMING = {
     **dict.fromkeys(("engine", "precision", "sha256", "compared_with"), _a(str)),
     **dict.fromkeys(("images_per_second", "measured_speedup", "latency_speedup"), positive),

@@ -181,46 +181,45 @@ def separable_against_standard(study: Study) -> list[str]:
             continue
         ours, theirs = _prunings(study, standard), _prunings(study, network)
         common = [key for key in ours if key in theirs]
-        if not common:
-            continue
-        more = [lost(study, theirs[key]) - lost(study, ours[key]) for key in common]
-        lines.append(
-            f"{network} loses more than {standard} in {sum(m > 0 for m in more)} of "
-            f"{len(more)} cases of the same amount, {statistics.mean(more):+.2f} points "
-            "on average. Points lost and MACs, standard and separable:"
-        )
-        for series in dict.fromkeys(series for series, _ in common):
-            told = "; ".join(
+        if common:
+            more = [lost(study, theirs[key]) - lost(study, ours[key]) for key in common]
+            lines.append(
+                f"{network} loses more than {standard} in {sum(m > 0 for m in more)} of "
+                f"{len(more)} cases of the same amount, {statistics.mean(more):+.2f} points "
+                "on average."
+            )
+        for series in dict.fromkeys(series for series, _ in theirs):
+            same = "; ".join(
                 f"{key[1]}: {_loss(study, ours[key])} and {_loss(study, theirs[key])}"
                 for key in common
                 if key[0] == series
             )
-            lines.append(f"{series} {told}." + _at_equal_macs(study, series, ours, theirs))
+            sides = [[c for k, c in side.items() if k[0] == series] for side in (ours, theirs)]
+            equal = "; ".join(_at_equal_macs(study, *sides))
+            told = []
+            if same:
+                told.append(f"points lost and MACs: {same}.")
+            if equal:
+                told.append(f"For equally many times fewer MACs, standard interpolated: {equal}.")
+            if told:
+                lines.append(f"{standard} and {network}, {series}: {' '.join(told)}")
     return lines or ["No separable network stands beside a standard one of the same depth here."]
 
 
-def _at_equal_macs(
-    study: Study,
-    series: str,
-    ours: dict[tuple[str, str], Cell],
-    theirs: dict[tuple[str, str], Cell],
-) -> str:
+def _at_equal_macs(study: Study, ours: list[Cell], theirs: list[Cell]) -> list[str]:
     """The same ratio cuts other shares of the two: losses where equal shares of MACs are gone.
 
     Those of the standard network are interpolated over the logarithm of its MACs x between the
-    amounts of a series, from none on; nothing is said beyond the largest.
+    amounts of one series, from none on; nothing is said beyond the largest.
     """
-    own = [cell for key, cell in ours.items() if key[0] == series]
-    curve = sorted((log(theoretical_speedup(study, cell)), lost(study, cell)) for cell in own)
+    curve = sorted((log(theoretical_speedup(study, cell)), lost(study, cell)) for cell in ours)
     found = []
-    for cell in (cell for key, cell in theirs.items() if key[0] == series):
+    for cell in theirs:
         times = theoretical_speedup(study, cell)
-        if 0 < log(times) <= curve[-1][0]:
+        if curve and 0 < log(times) <= curve[-1][0]:
             standard = np.interp(log(times), *zip((0.0, 0.0), *curve, strict=True))
             found.append(f"{times:.2f}x: {standard:.2f} and {lost(study, cell):.2f}")
-    if not found:
-        return ""
-    return f" For equally many times fewer MACs, standard interpolated: {'; '.join(found)}."
+    return found
 
 
 def _prunings(study: Study, network: str) -> dict[tuple[str, str], Cell]:

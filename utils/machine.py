@@ -112,11 +112,13 @@ def describe(machine: Machine) -> dict[str, Any]:
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """A processor's name, on x86 with its family and model: "AMD EPYC 26.2".
+    """A processor's name, and the numbers of its kind: "AMD EPYC 26.2.1".
 
-    Virtual machines show one name for generations that differ by more than twofold in speed.
+    The name alone may stand for several processors, in virtual machines above all. The numbers are
+    family, model and stepping on x86, implementer and part on Arm; none where none are told.
     """
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = told.get("model name") or platform.processor() or platform.machine()
-    return f"{name} {told['cpu family']}.{told['model']}" if "cpu family" in told else name
+    kinds = ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    return f"{name} {'.'.join(told[kind] for kind in kinds if kind in told)}".rstrip()

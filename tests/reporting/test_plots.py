@@ -5,7 +5,7 @@ import json
 from reporting import plots
 from reporting.collect import collect
 from tests.command import ROOT
-from tests.reporting.conftest import SHAPE, timing, write
+from tests.reporting.conftest import MACHINE, SHAPE, timing, write
 
 
 def test_every_plot_is_drawn(study):
@@ -23,12 +23,13 @@ def test_every_plot_is_drawn(study):
 
 def test_words_on_plots_stand_clear_of_each_other(study):
     """With three networks side by side and one below, whose names and times' labels are long."""
+    machine = {**MACHINE, "name": "AMD EPYC 9B14 96-Core Processor 25.17.1", "threads": 16}
     for arch, depth in (("resnet", 26), ("resnet_de", 26), ("resnet", 50)):
         shape = {**SHAPE, "arch": arch, "depth": depth, "shortcut": "B"}
         root = study / f"cifar100/{arch}{depth}w16/seed0"
-        like = {"shape": shape, "speeds": [timing()]}
+        like = {"shape": shape, "speeds": [timing(machine=machine)]}
         dense = write(root / "baseline", "baseline", curve=[{"epoch": 1, "top1": 9.0}], **like)
-        like["speeds"] = [timing(reference=dense)]
+        like["speeds"] = [timing(machine=machine, reference=dense)]
         write(root / "l1-0.6/finetuned", "finetuned", "l1-0.6", share=0.4, top1=66.0, **like)
     figures = plots.figures(collect([study]))
     panels = figures["accuracy-time"].axes

@@ -103,12 +103,17 @@ def test_separable_beside_standard(study):
         write(root / "baseline", "baseline", top1=dense, shape=shape)
         left = dict(zip(("top1", "share"), pruned, strict=True))
         write(root / "l1-0.6/finetuned", "finetuned", "l1-0.6", shape=shape, **left)
-    counted, line = list(answers(collect([study])).values())[2]
+        tag = {"resnet": "soft-0.9", "resnet_de": "soft-0.5"}[arch]
+        write(root / f"{tag}/finetuned", "finetuned", tag, shape=shape, **left)
+    counted, line, unequal = list(answers(collect([study])).values())[2]
     assert "resnet_de26 loses more than cifar100 resnet26 in 0 of 1 cases" in counted
     assert "of the same amount, -1.00 points on average" in counted
-    assert "l1 0.6: 4.00 for 4.00x fewer (n=1) and 3.00 for 2.00x fewer (n=1)" in line
+    assert "cifar100 resnet26 and cifar100 resnet_de26, l1: points lost and MACs: 0.6: " in line
+    assert "0.6: 4.00 for 4.00x fewer (n=1) and 3.00 for 2.00x fewer (n=1)" in line
     # Half way to a quarter of the MACs, on the logarithm, lie half of the 4 points.
     assert line.endswith("standard interpolated: 2.00x: 2.00 and 3.00.")
+    assert "soft: For equally many times fewer MACs" in unequal
+    assert unequal.endswith("standard interpolated: 2.00x: 2.00 and 3.00.")
 
 
 def test_tables_agree_with_the_runs(study):

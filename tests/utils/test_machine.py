@@ -1,19 +1,35 @@
+import platform
+
 import pytest
 
 from utils.machine import cpu_name
 
-INTEL = "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 207\nmodel name\t: Some Processor\n"
+INTEL = """\
+processor\t: 0
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: 85
+model name\t: Intel Xeon Processor
+stepping\t: 7
+"""
+ARM = """\
+processor\t: 0
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: 0xd0c
+"""
 
 
 @pytest.mark.parametrize(
     ("cpuinfo", "name"),
     [
-        (INTEL, "Some Processor 6.207"),
-        (INTEL.replace("207", "143"), "Some Processor 6.143"),
-        ("processor\t: 0\nmodel name\t: Some Arm\n", "Some Arm"),
+        (INTEL, "Intel Xeon Processor 6.85.7"),
+        (INTEL.replace(": 7", ": 11"), "Intel Xeon Processor 6.85.11"),
+        (ARM, f"{platform.processor() or platform.machine()} 0x41.0xd0c"),
+        ("model name\t: Another\n", "Another"),
     ],
 )
-def test_generations_of_one_name_are_told_apart(tmp_path, cpuinfo, name):
+def test_processors_of_one_name_are_told_apart(tmp_path, cpuinfo, name):
     file = tmp_path / "cpuinfo"
     file.write_text(cpuinfo)
     assert cpu_name(file) == name
