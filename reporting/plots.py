@@ -135,8 +135,7 @@ def accuracy(
             axes.annotate(point["method"], at, xytext=(4, -2), **style)
         axes.set_title(network)
         _log_axis(axes)
-        told = f"{label}, share of dense, {place}" if timed else label
-        axes.set_xlabel(textwrap.fill(told, 32))
+        axes.set_xlabel(f"{label} / dense\n{textwrap.fill(place, 38)}" if timed else label)
     panels[0].set_ylabel("top-1 %")
     _legend(figure, shown)
     return figure
