@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +202,16 @@ def read(roots: Iterable[Path]) -> tuple[list[Finished], dict[str, Drops], list[
 
 
 def _below(root: Path, name: str) -> list[Path]:
-    """Files of a name below a folder; unlike Path.rglob, through links too."""
-    return sorted(root / found for found in glob(f"**/{name}", root_dir=root, recursive=True))
+    """Files of a name below a folder, through links too, which may lead back to where they are."""
+    found, seen = [], set()
+    for folder, below, _ in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if name[0] != ".")
+        found += Path(folder).glob(name)
+    return sorted(found)
 
 
 def _is_heat(drops: Any) -> bool:

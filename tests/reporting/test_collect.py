@@ -251,6 +251,8 @@ def test_times_of_a_later_seed_count_too(study):
 def test_links_are_followed_and_folders_given_twice_count_once(study, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/cifar100").symlink_to(study / "cifar100")
+    for loop in "abc":  # every way round them would be one more without end
+        (tmp_path / "linked" / loop).symlink_to(tmp_path / "linked")
     assert len(collect([tmp_path / "linked"]).finished) == len(collect([study]).finished)
     assert len(collect([study, study / "cifar100"]).finished) == len(collect([study]).finished)
 
