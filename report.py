@@ -134,7 +134,7 @@ def blocks(
     """Name -> Markdown: the results in short, and the whole report; plots lie `at` a folder."""
 
     def plot(name: str) -> str:
-        return f"![{name}]({at}{name}.png)"
+        return f"![{name}]({at}{quote(name)}.png)"
 
     first = [name for name in ("accuracy-time", "accuracy-macs") if name in figures][:1]
     short = [tables.headline(study), *map(plot, first)]

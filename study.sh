@@ -36,8 +36,10 @@ case $part in
 import sys
 
 sys.path[0] = sys.argv[1]  # instead of the current folder, whose modules are somebody else's
+import signal
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
 from reporting.publish import publish
 
 try:
@@ -45,6 +47,8 @@ try:
         print(f"study.sh: {line}", file=sys.stderr)
 except FileNotFoundError as error:
     sys.exit(f"study.sh: nothing to publish: {error}")
+except OSError as error:
+    sys.exit(f"study.sh: cannot publish: {error}")
 PY
         before=$(mktemp)
         trap 'rm "$before"' EXIT

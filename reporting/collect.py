@@ -103,9 +103,10 @@ class Study:
         return next(iter(self.places(network)), None)
 
     def timed_in(self, cell: Cell) -> str | None:
-        """Where its times are from: the first of the places of its network that has any."""
-        found = [row["where"] for row in cell.speeds]
-        return next((place for place in self.places(cell.first.network) if place in found), None)
+        """Where its times are from: of the places of its network, that of most of its series."""
+        series = [c for c in self.of(cell.first.network) if c.first.series == cell.first.series]
+        found = [place for place in self.places(cell.first.network) if cell.timed_seeds(place)]
+        return max(found, key=lambda p: sum(c.timed_seeds(p) > 0 for c in series), default=None)
 
     def timed(self, cell: Cell, key: str) -> float | None:
         """The mean of a figure in the benchmark, where its times are from; None if unknown."""

@@ -175,15 +175,17 @@ def widths(study: Study) -> Figure | None:
         return None
     figure, panels = _panels(len(panels_of), 2.6)
     shown: dict[str, Any] = {}
+    every = dict.fromkeys(c.first.series for cells in panels_of.values() for c in cells)
+    dashes = dict(zip(every, itertools.cycle(DASHES)))  # equal ones show through
     for axes, ((network, amount), cells) in zip(panels, panels_of.items(), strict=True):
         before = study.dense(network).first.result["widths"]
         names = [name for name in before if ".se." not in name]
         positions = range(len(names))
         shown[DENSE] = axes.bar(positions, [before[n] for n in names], color="#8884", width=1)
-        for cell, dash in zip(cells, itertools.cycle(DASHES)):  # equal ones show through
+        for cell in cells:
             after = [cell.first.result["widths"].get(name, 0) for name in names]
             style = {"color": colour(cell.first), "marker": marker(study, cell.first.series)}
-            style |= {"where": "mid", "lw": 1.3, "ms": 3, "ls": dash}
+            style |= {"where": "mid", "lw": 1.3, "ms": 3, "ls": dashes[cell.first.series]}
             (shown[cell.first.series],) = axes.step(positions, after, **style)
         axes.set_title(f"{network}\n{amount} pruned")
         axes.set_xlabel("convolution, from input to output")
@@ -206,18 +208,20 @@ def training(study: Study) -> Figure | None:
         return None
     figure, panels = _panels(len(wanted), 2.8)
     shown: dict[str, Any] = {}
+    amounts = sorted({cell.first.amount for cell in study.cells if cell.first.amount})
+    dashes = {"": "-", **dict(zip(amounts, itertools.cycle(DASHES)))}
     for axes, (title, cells) in zip(panels, wanted, strict=True):
-        amounts = sorted({cell.first.amount for cell in cells if cell.first.amount})
         for cell in cells:
             run = cell.first
-            dash = DASHES[amounts.index(run.amount) % len(DASHES)] if run.amount else "-"
+            dash = dashes[run.amount]
             epochs = [row["epoch"] for row in run.curve]
             top1 = [row["top1"] for row in run.curve]
             style = {"color": colour(run), "marker": marker(study, run.series), "ms": 3}
             (line,) = axes.plot(epochs, top1, dash, lw=1.3, markevery=0.2, **style)
             shown.setdefault(run.series, line)
         axes.set_title(title)
-        key = ", ".join(f"{a} {d}" for a, d in zip(amounts, DASHES, strict=False))
+        here = {cell.first.amount for cell in cells}
+        key = ", ".join(f"{amount} {dashes[amount]}" for amount in amounts if amount in here)
         _epochs_axis(axes, key)
     panels[0].set_ylabel("top-1 % on test images")
     _legend(figure, shown)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.files import write_atomically, write_text
 
-from .runs import Finished, lineage, read
+from .runs import Finished, lineage, read, sound_timing, where
 
 
 def publish(runs: Path, kept: Path) -> list[str]:
@@ -38,7 +38,7 @@ def publish(runs: Path, kept: Path) -> list[str]:
             _copy(f"{run.folder}/result.json", runs, kept)
         if run.curve and not (old and old.curve):
             _copy(f"{run.folder}/metrics.jsonl", runs, kept)
-        _keep_timings(kept / run.folder / "benchmark.json", old, run, here)
+        _keep_timings(kept / run.folder / "benchmark.json", run, here)
     for name in sensitivities:
         if (kept / name).is_file() and (kept / name).read_bytes() != (runs / name).read_bytes():
             told.append(f"{runs / name}: left out, {kept / name} is another; delete that first")
@@ -47,15 +47,17 @@ def publish(runs: Path, kept: Path) -> list[str]:
     return problems + told
 
 
-def _keep_timings(file: Path, old: Finished | None, new: Finished, here: set[str]) -> None:
-    """Those that stand there and the new ones, if all are against networks that are `here`."""
-    speeds = new.speeds if all(row["reference"] in here for row in new.speeds) else []
-    rows = {row["where"]: row for row in (*(old.speeds if old else ()), *speeds)}
-    if not rows:
-        file.unlink(missing_ok=True)
+def _keep_timings(file: Path, run: Finished, here: set[str]) -> None:
+    """Those that stand there and the new ones, if all of these are against networks `here`."""
+    if not run.speeds or not all(row["reference"] in here for row in run.speeds):
         return
-    told = [{key: value for key, value in row.items() if key != "where"} for row in rows.values()]
-    write_text(file, json.dumps(told) + "\n")
+    try:
+        stand = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        stand = []
+    rows = {where(row): row for row in stand if sound_timing(row)}
+    rows |= {row.pop("where"): row for row in map(dict, run.speeds)}
+    write_text(file, json.dumps(list(rows.values())) + "\n")
 
 
 def _copy(name: str, source: Path, to: Path) -> None:

@@ -153,12 +153,14 @@ def _sound(result: Any) -> bool:
         return False
     if not all(map(positive, result["widths"].values())):
         return False
-    parts = result["tag"].split("+") if result["tag"] else []
+    tag = result.get("tag", "")  # None says that nothing was pruned, and nothing says too little
+    parts = [] if tag is None else tag.split("+")
     known = result["arguments"]["arch"] in ARCHS and result["arguments"]["depth"] in STAGES
-    return known and all("-" in part for part in parts)
+    return known and all(re.fullmatch(r"[^\s-]+-[^\s-].*", part) for part in parts)
 
 
-def _sound_timing(row: Any) -> bool:
+def sound_timing(row: Any) -> bool:
+    """Whether a row of benchmark.json holds what is read here, of any network."""
     figures = (figure.key for figure in (*SIZES, *TIMED))
     return (
         _fits(row, TIMING)
@@ -209,7 +211,8 @@ def _below(root: Path, name: str) -> list[Path]:
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if name[0] != ".")
+        own = (name for name in below if name[0] != ".")  # links last: a stage has its own name
+        below[:] = sorted(own, key=lambda name: (os.path.islink(os.path.join(real, name)), name))
         found += Path(folder).glob(name)
     return sorted(found)
 
@@ -259,22 +262,25 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
     for run in finished:
         sound = {}  # of several in one place, by other versions, the latest
         for row in run.speeds:
-            if not _sound_timing(row):
+            if not sound_timing(row):
                 problems.append(f"{run.folder}: a damaged timing was left out")
             elif row["sha256"] != run.result["sha256"]:
                 problems.append(f"{run.folder}: a timing of another checkpoint was left out")
             elif (run.network, row.get("reference")) not in dense:
                 told = f"timed against {row['compared_with']}, not the dense network"
-                problems.append(f"{run.folder}: {told}, or by an older version; time it again")
+                told = f"{run.folder}: {told}, or by an older version; time it again"
+                problems += [told] if told not in problems else []
             else:
-                sound[_where(row)] = {**row, "where": _where(row)}
+                sound[where(row)] = {**row, "where": where(row)}
         checked.append(replace(run, speeds=list(sound.values())))
     return checked
 
 
-def _where(row: dict[str, Any]) -> str:
+def where(row: dict[str, Any]) -> str:
+    """Engine, precision and machine of a timing: "compile bf16 on AMD EPYC 26.2.1, 2 threads"."""
     machine = row["machine"]
-    threads = f", {machine.get('threads')} threads" if machine["device"] == "cpu" else ""
+    count = machine.get("threads")
+    threads = f", {count} thread{'s' * (count != 1)}" if machine["device"] == "cpu" else ""
     name = " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", " ", machine["name"]).split())
     return f"{row['engine']} {row['precision']} on {name}{threads}"
 

@@ -34,8 +34,8 @@ def answers(study: Study) -> dict[str, list[str]]:
 def points(cell: Cell) -> str:
     """Its accuracy, with the spread over its seeds."""
     spread = cell.spread("top1")
-    many = f" ± {spread:.2f} (n={len(cell.runs)})" if spread is not None else ""
-    return f"{cell.mean('top1'):.2f}{many} %"
+    told = f" ± {spread:.2f}" if spread is not None else ""
+    return f"{cell.mean('top1'):.2f}{told} % (n={len(cell.runs)})"
 
 
 def lost(study: Study, cell: Cell) -> float | None:
@@ -95,7 +95,8 @@ def _compared(study: Study, cell: Cell, control: Cell) -> str:
     own, theirs = study.epochs(cell), study.epochs(control)
     epochs = f", after {own} epochs against {theirs}" if own != theirs else ""
     if half is None:
-        return f"{name} is {gain:+.2f} points from {other}{epochs} (one seed: not a result yet)"
+        side = "behind" if gain < 0 else "ahead of"
+        return f"{name} is {abs(gain):.2f} points {side} {other}{epochs} (one seed: no result yet)"
     told = f"{abs(gain):.2f} ± {half:.2f} points (95 %, n={len(gains)}){epochs}"
     if abs(gain) <= half:
         return f"{name} and {other} cannot be told apart: {told}"

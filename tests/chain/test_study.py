@@ -180,6 +180,27 @@ def test_publishing_replaces_nothing(checkout, study):  # noqa: F811
     assert (kept / "soft-0.3/pruned/result.json").is_file()
 
 
+def test_publishing_loses_no_timings(checkout, study):  # noqa: F811
+    """Though the dense network that they were measured against is damaged where it is kept."""
+    shutil.rmtree(checkout / "docs/results", ignore_errors=True)
+    assert bash(checkout / "study.sh", "publish", cwd=checkout).returncode == 0
+    kept = checkout / "docs/results/resnet20"
+    before = {file: json.loads(file.read_text()) for file in kept.rglob("benchmark.json")}
+    assert before
+    for file in (study / "cifar100").rglob("benchmark.json"):
+        file.unlink()
+    (kept / "seed0/baseline/result.json").write_text("")
+    assert bash(checkout / "study.sh", "publish", cwd=checkout).returncode == 0
+    assert {file: json.loads(file.read_text()) for file in kept.rglob("benchmark.json")} == before
+    (kept / "seed9").touch()
+    write(study / "cifar100/resnet20/seed9/baseline", "baseline", seed=9)
+    told = bash(checkout / "study.sh", "publish", cwd=checkout)
+    assert told.returncode == 1
+    assert len(told.stderr.splitlines()) == 1
+    assert "study.sh: cannot publish" in told.stderr
+    assert "seed9" in told.stderr
+
+
 def split(text, name):
     """Before, in and after a block of a Markdown file."""
     return re.split(f"^<!-- /?{name} -->$", text, flags=re.MULTILINE)

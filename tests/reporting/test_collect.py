@@ -104,7 +104,7 @@ def test_each_seed_may_be_timed_on_another_machine(study):
         elsewhere = {"device": "cpu", "name": "Another(R) CPU", "threads": 1}
         file.write_text(json.dumps([{**r, "machine": elsewhere, "latency_ms": 9} for r in rows]))
     found = collect([study])
-    here, there = (f"fused bf16 on {n}" for n in ("a processor, 2 threads", "Another, 1 threads"))
+    here, there = (f"fused bf16 on {n}" for n in ("a processor, 2 threads", "Another, 1 thread"))
     assert found.engine(NETWORK) == here
     assert cell(found, "l1 0.6").mean("latency_ms", here) == pytest.approx(2 / 2.4)
     told = [row[1:4] for row in tables.engine_rows(found)]
@@ -142,7 +142,8 @@ def whole_log(**more):
     ("name", "content"),
     [
         *(("result.json", change) for change in (
-            {"tag": "weird"}, {"tag": 5}, {"top1": None}, {"widths": None}, {"machine": "x"},
+            {"tag": "weird"}, {"tag": 5}, {"tag": ""}, {"tag": " -0.9"},
+            {"top1": None}, {"widths": None}, {"machine": "x"},
             {"seed": "x"}, {"sha256": None}, {"effective_macs": None}, {"dataset": None},
             {"arguments": {**SHAPE, "depth": 21}}, {"arguments": {**SHAPE, "arch": "vgg"}},
             {"arguments": []}, {"arguments": {**SHAPE, "epochs": "9"}}, {"effective_macs": 0},
@@ -255,6 +256,18 @@ def test_links_are_followed_and_folders_given_twice_count_once(study, tmp_path):
         (tmp_path / "linked" / loop).symlink_to(tmp_path / "linked")
     assert len(collect([tmp_path / "linked"]).finished) == len(collect([study]).finished)
     assert len(collect([study, study / "cifar100"]).finished) == len(collect([study]).finished)
+
+
+def test_stages_have_their_own_names_where_links_lead_to_them_too(study):
+    (study / "cifar100/resnet20/best").symlink_to(study / "cifar100/resnet20/seed0")
+    folders = [run.folder for run in collect([study]).finished]
+    assert not any("best" in folder for folder in folders)
+    assert any("seed0" in folder for folder in folders)
+
+
+def test_a_result_that_does_not_say_what_was_pruned_is_listed(study):
+    edit(study / "cifar100/resnet20/seed0/l1-0.3/finetuned", lambda result: result.pop("tag"))
+    assert any("l1-0.3/finetuned/result.json: damaged" in p for p in collect([study]).problems)
 
 
 def test_networks_for_other_images_are_other_networks(study):

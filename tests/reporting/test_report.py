@@ -16,9 +16,9 @@ from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, timing, write
 def test_answers(study):
     best, pays, separable = answers(collect([study])).values()
     (first, second) = best
-    assert first.startswith(f"{NETWORK}, 0.3 pruned: l1 with 69.90 %, 1.43x fewer effective MACs")
-    assert "0.6 pruned: weight with 70.20 %, 2.50x" in second
-    assert "then l1 with 66.50 ± 0.71 (n=2) %, 2.50x" in second
+    assert first.startswith(f"{NETWORK}, 0.3 pruned: l1 with 69.90 % (n=1), 1.43x fewer")
+    assert "0.6 pruned: weight with 70.20 % (n=1), 2.50x" in second
+    assert "then l1 with 66.50 ± 0.71 % (n=2), 2.50x" in second
     assert "less to do: l1" in second
     assert "l1 beats l1 random by 2.00 ± 0.00 points (95 %, n=2)." in second
     assert "l1 beats l1 from scratch by 1.00 ± 0.00 points" in second
