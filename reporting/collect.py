@@ -230,9 +230,9 @@ def _missing(study: Study) -> list[str]:
                 problems.append(f"{network} {cell.label}: no {_seeds(lacking)}")
         if not study.dense(network):
             problems.append(f"{network}: no dense network to compare with")
-        own, dataset = {cell.label for cell in cells}, cells[0].first.result["dataset"]
+        own, dataset = {DENSE, *(c.label for c in cells)}, cells[0].first.result["dataset"]
         every = (cell.label for cell in study.cells if cell.first.result["dataset"] == dataset)
-        if absent := ", ".join(k for k in dict.fromkeys(every) if k not in {*own, DENSE}):
+        if absent := ", ".join(label for label in dict.fromkeys(every) if label not in own):
             problems.append(f"{network}: not finished, but of other networks: {absent}")
         tuned = {
             cell.label: cell.first.result["arguments"].get("epochs")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.files import write_atomically, write_text
 
-from .runs import Finished, lineage, read, sound_timing, where
+from .runs import Finished, lineage, read, read_json, sound_timing, where
 
 
 def publish(runs: Path, kept: Path) -> list[str]:
@@ -51,12 +51,10 @@ def _keep_timings(file: Path, run: Finished, here: set[str]) -> None:
     """Those that stand there and the new ones, if all of these are against networks `here`."""
     if not run.speeds or not all(row["reference"] in here for row in run.speeds):
         return
-    try:
-        stand = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        stand = []
-    rows = {where(row): row for row in stand if sound_timing(row)}
-    rows |= {row.pop("where"): row for row in map(dict, run.speeds)}
+    stand = read_json(file, list) or []
+    own = [row for row in stand if sound_timing(row) and row["sha256"] == run.result["sha256"]]
+    fresh = [{key: row[key] for key in row if key != "where"} for row in run.speeds]
+    rows = {where(row): row for row in (*own, *fresh)}
     write_text(file, json.dumps(list(rows.values())) + "\n")
 
 

@@ -230,15 +230,19 @@ def _is_heat(drops: Any) -> bool:
     )
 
 
-def _read(file: Path, kind: type, remedy: str, problems: list[str]) -> Any:
-    """What a JSON file holds; None if it is not there, or not of this kind, which is noted."""
+def read_json(file: Path, kind: type) -> Any:
+    """What a JSON file holds; None if it is not there, damaged, or not of this kind."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        if not file.is_file():
-            return None
-        if isinstance(content := json.loads(file.read_text()), kind):
-            return content
-    problems.append(f"{file}: damaged; {remedy}")
-    return None
+        content = json.loads(file.read_text())
+        return content if isinstance(content, kind) else None
+
+
+def _read(file: Path, kind: type, remedy: str, problems: list[str]) -> Any:
+    """The same, and a note if it is there, but not whole."""
+    content = read_json(file, kind)
+    if content is None and file.is_file():
+        problems.append(f"{file}: damaged; {remedy}")
+    return content
 
 
 def _curve(file: Path, problems: list[str], epochs: int = 0) -> list[dict[str, Any]]:
@@ -269,7 +273,8 @@ def _with_sound_timings(finished: list[Finished], problems: list[str]) -> list[F
             elif (run.network, row.get("reference")) not in dense:
                 told = f"timed against {row['compared_with']}, not the dense network"
                 told = f"{run.folder}: {told}, or by an older version; time it again"
-                problems += [told] if told not in problems else []
+                if told not in problems:
+                    problems.append(told)
             else:
                 sound[where(row)] = {**row, "where": where(row)}
         checked.append(replace(run, speeds=list(sound.values())))

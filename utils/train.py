@@ -228,7 +228,7 @@ def _updater(
     """A function that takes one of `total` steps on a batch, hooks included, and tallies it."""
 
     def update(x: Tensor, y: Tensor) -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         tally = learn(x, y)
         if hooks.before_step:
             hooks.before_step()

@@ -187,11 +187,18 @@ def test_publishing_loses_no_timings(checkout, study):  # noqa: F811
     kept = checkout / "docs/results/resnet20"
     before = {file: json.loads(file.read_text()) for file in kept.rglob("benchmark.json")}
     assert before
+    tuned = "seed0/l1-0.6/finetuned/benchmark.json"
+    (row,) = before[kept / tuned]
     for file in (study / "cifar100").rglob("benchmark.json"):
         file.unlink()
+    (study / "cifar100/resnet20" / tuned).write_text(json.dumps([{**row, "engine": "compile"}]))
+    before[kept / tuned].append({**row, "engine": "compile"})
     (kept / "seed0/baseline/result.json").write_text("")
     assert bash(checkout / "study.sh", "publish", cwd=checkout).returncode == 0
     assert {file: json.loads(file.read_text()) for file in kept.rglob("benchmark.json")} == before
+    (kept / tuned).write_text("3")  # no list: what is measured now takes its place
+    assert bash(checkout / "study.sh", "publish", cwd=checkout).returncode == 0
+    assert json.loads((kept / tuned).read_text()) == [{**row, "engine": "compile"}]
     (kept / "seed9").touch()
     write(study / "cifar100/resnet20/seed9/baseline", "baseline", seed=9)
     told = bash(checkout / "study.sh", "publish", cwd=checkout)

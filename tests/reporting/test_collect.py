@@ -258,6 +258,22 @@ def test_links_are_followed_and_folders_given_twice_count_once(study, tmp_path):
     assert len(collect([study, study / "cifar100"]).finished) == len(collect([study]).finished)
 
 
+def test_a_series_is_timed_in_one_place_if_it_can_be(study):
+    """Though most others were timed elsewhere, and one of its cells there too."""
+    seeds = study / "cifar100/resnet20"
+    (row,) = json.loads((seeds / "seed1/l1-0.6/finetuned/benchmark.json").read_text())
+    elsewhere = {**row, "machine": {"device": "cpu", "name": "Another", "threads": 1}}
+    for file in seeds.glob("seed*/l1-0.*/finetuned/benchmark.json"):
+        sha256 = json.loads(file.with_name("result.json").read_text())["sha256"]
+        rows = [{**elsewhere, "sha256": sha256}]
+        rows += json.loads(file.read_text()) if "l1-0.6" in str(file) else []
+        file.write_text(json.dumps(rows))
+    found = collect([study])
+    assert found.engine(NETWORK) == "fused bf16 on a processor, 2 threads"
+    places = {found.timed_in(cell(found, f"l1 {amount}")) for amount in ("0.3", "0.6")}
+    assert places == {"fused bf16 on Another, 1 thread"}
+
+
 def test_stages_have_their_own_names_where_links_lead_to_them_too(study):
     (study / "cifar100/resnet20/best").symlink_to(study / "cifar100/resnet20/seed0")
     folders = [run.folder for run in collect([study]).finished]

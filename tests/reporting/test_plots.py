@@ -1,6 +1,7 @@
 """Every plot is drawn, can be read, and shows what was measured."""
 
 import json
+import re
 
 from reporting import plots
 from reporting.collect import collect
@@ -19,6 +20,17 @@ def test_every_plot_is_drawn(study):
         assert "currentColor" in svg
         assert plots.INK not in svg
         assert plots.to_png(figure).startswith(b"\x89PNG")
+
+
+def test_one_amount_has_one_dash_in_all_panels(study):
+    """Though another network has only the larger of the amounts."""
+    shape = {**SHAPE, "depth": 32}
+    curve = [{"epoch": epoch, "top1": 9.0} for epoch in range(1, 6)]
+    write(study / "other", "finetuned", "l1-0.6", shape=shape, curve=curve)
+    panels = plots.figures(collect([study]))["training"].axes
+    keys = [key for axes in panels for key in re.findall(r"0\.6 (\S+?)[,)]", axes.get_xlabel())]
+    assert len(keys) > 1
+    assert set(keys) == {"--"}
 
 
 def test_words_on_plots_stand_clear_of_each_other(study):
