@@ -16,126 +16,151 @@ them; all take 40 epochs unless --epochs says otherwise, so that they compare):
 """
 
 import argparse
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from pruning import options
-from pruning.methods import finish, hooks
+from pruning import name_of, resolve
 from utils import checkpoint as checkpoints
-from utils import cli, stages
+from utils import cli
 from utils.checkpoint import Checkpoint
+from utils.config import NetworkConfig, Recipe, fill
 from utils.data import Data
-from utils.files import sha256
+from utils.device import Machine, place, prepare
 from utils.log import say
-from utils.machine import Machine, place, prepare
-from utils.runs import Run
-from utils.train import (
-    BASELINE,
-    LI2017,
-    Hooks,
-    Recipe,
-    evaluate,
-    fit,
-    outcome,
-    reestimate_batchnorm,
+from utils.run import (
+    Outcome,
+    Run,
+    data_for,
+    default_folder,
+    network_for,
+    output_folder,
+    read_parent,
 )
+from utils.train import evaluate, fit, recalibrate_batchnorm
 
 
 def default_recipe(parent: Checkpoint) -> Recipe:
-    share_cut = parent["pruning"]["share_cut"] if parent["pruning"] else 0.0
-    return BASELINE._replace(epochs=40, lr=round(0.01 * 10**share_cut, 4))
+    share_cut = parent.pruning.share_cut if parent.pruning else 0.0
+    return Recipe(epochs=40, lr=round(0.01 * 10**share_cut, 4))
+
+
+def li2017(parent: Checkpoint) -> Recipe:
+    """The last learning rate of training throughout (Li et al. 2017, arXiv 1608.08710, sec. 4)."""
+    literal = {"lr": 0.001, "lr_schedule": "constant", "weight_decay": 1e-4}
+    return Recipe("li2017", epochs=40, label_smoothing=0.0, **literal)
 
 
 def lr_rewind(parent: Checkpoint) -> Recipe:
     """The schedule of the dense network again (Renda et al. 2020, arXiv 2003.02389, section 3)."""
-    told = stages.trained_with(parent)
+    told = parent.trained_with()
     if not told:
         raise ValueError("--recipe lr-rewind: the checkpoint does not tell how it was trained")
-    recipe = Recipe(**{field: told[field] for field in BASELINE._fields if field in told})
-    return recipe._replace(epochs=min(40, recipe.epochs))
+    own = {"name": "lr-rewind", "epochs": min(40, told["recipe"]["epochs"])}
+    return fill(Recipe, own, told["recipe"])
 
 
-RECIPES = {"default": default_recipe, "li2017": lambda parent: LI2017, "lr-rewind": lr_rewind}
+RECIPES = {"default": default_recipe, "li2017": li2017, "lr-rewind": lr_rewind}
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(__doc__)
     cli.add_run_flags(p)
-    g = p.add_argument_group("input")
-    g.add_argument("--refine", type=Path, metavar="CKPT", help="(default: the pruned network)")
-    g.add_argument("--recipe", choices=RECIPES, default="default", help="how to train")
-    g.add_argument("--teacher", type=Path, metavar="CKPT", help="distil this network's logits")
-    g.add_argument("--temperature", type=cli.number(float, 1), metavar="T", help="of both logits")
-    g.add_argument(
-        "--teacher-weight", type=cli.number(float, 0, 1), metavar="X", help="in the loss"
-    )
-    g.add_argument(
-        "--reestimate-bn",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="average BatchNorm's statistics anew before training",
-    )
-    options.add_pruning_flags(p)
-    cli.add_training_flags(p, None)
+    add = p.add_argument_group("input").add_argument
+    told = "network to train further (default: the pruned one)"
+    add("--refine", type=Path, metavar="CKPT", help=told)
+    add("--recipe", choices=RECIPES, default="default", help="way to train")
+    add("--teacher", type=Path, metavar="CKPT", help="network whose logits are distilled")
+    told = "softening of both logits"
+    add("--temperature", type=cli.number(float, 1), metavar="T", help=told)
+    told = "teacher's share of the loss"
+    add("--teacher-weight", type=cli.number(float, 0, 1), metavar="X", help=told)
+    told = "BatchNorm's statistics averaged anew before training"
+    flags = ("--recalibrate", "--reestimate-bn")
+    add(*flags, action=argparse.BooleanOptionalAction, default=False, help=told)
+    cli.add_pruning_flags(p)
+    cli.add_training_flags(p)
     return p
 
 
+def find_parent(given: dict[str, Any], pruning: dict[str, Any]) -> Checkpoint:
+    """The pruned network. Raises ValueError if it was pruned in another way than is asked for."""
+    wanted = resolve(pruning)
+    parent = read_parent(given["refine"], given, f"{name_of([wanted])}/pruned")
+    step = parent.steps[-1] if parent.steps else None
+    for name in pruning:
+        value, found = getattr(wanted, name), getattr(step, name, None)
+        if value != found:
+            flag = name.replace("_", "-")
+            told = f"contradicts {parent.file}, which has {found}"
+            raise ValueError(f"--{flag} {value} {told}")
+    return parent
+
+
+def resolve_recipe(given: dict[str, Any], parent: Checkpoint) -> Recipe:
+    """The recipe by name, with the single flags that were given."""
+    base = RECIPES[given["recipe"]](parent)
+    teacher = checkpoints.load(given["teacher"]).sha256 if given["teacher"] else None
+    seed = parent.seed if given["seed"] is None else given["seed"]
+    own = {"name": base.name, "teacher": teacher, "seed": seed, "compile": given["compile"]}
+    recipe = fill(Recipe, own, {k: v for k, v in given.items() if k != "teacher"}, vars(base))
+    if recipe.name == "lr-rewind":
+        start = 1 - recipe.epochs / parent.trained_with()["recipe"]["epochs"]
+        recipe = replace(recipe, lr_start=max(0.0, start))
+    return recipe
+
+
+def folder_for(network: NetworkConfig, recipe: Recipe, parent: Checkpoint) -> Path:
+    """The default, beside this run's others."""
+    name = "finetuned" if recipe.name == "default" else f"finetuned-{recipe.name}"
+    name += ("-taught" if recipe.teacher else "") + ("-bn" if recipe.recalibrate else "")
+    return default_folder(network, recipe.seed) / name_of(parent.steps) / name
+
+
 def main(args: argparse.Namespace) -> dict:
-    machine = prepare(args.device, args.precision, args.threads)
-    file, parent = stages.read_input(args, args.refine, f"{options.tag(args)}/pruned")
-    options.inherit(args, parent["pruning"])
-    cli.fill_recipe(args, RECIPES[args.recipe](parent))
-    if args.recipe == "lr-rewind":
-        args.lr_start = max(0.0, 1 - args.epochs / stages.trained_with(parent)["epochs"])
-    name = "finetuned" if args.recipe == "default" else f"finetuned-{args.recipe}"
-    if args.teacher:
-        args.teacher_hash = sha256(checkpoints.find(args.teacher))
-        name += "-taught"
-    if args.reestimate_bn:
-        name += "-bn"
-    if parent["pruning"]:
-        name = f"{parent['pruning']['name']}/{name}"
-    folder = stages.output_folder(args, name, file)
-    with Run(folder, cli.outcome_flags(args), args.force) as run:
-        return run.result or recover(args, run, machine, file, parent)
+    config = cli.run_config(args)
+    machine = prepare(config.device, config.precision, config.threads)
+    parent = find_parent(vars(args), cli.pruning_flags(args))
+    network, recipe = network_for(vars(args), parent), resolve_recipe(vars(args), parent)
+    folder = output_folder(config, folder_for(network, recipe, parent), parent)
+    identity = {"network": asdict(network), "recipe": asdict(recipe), "parent": parent.sha256}
+    with Run(folder, identity, machine, config.force) as run:
+        if run.result:
+            return run.result
+        data = data_for(network, config.data, parent)
+        teacher = load_teacher(args.teacher, machine, data) if args.teacher else None
+        return recover(parent, data, recipe, run, teacher)
 
 
 def recover(
-    args: argparse.Namespace, run: Run, machine: Machine, file: Path, parent: Checkpoint
+    parent: Checkpoint, data: Data, recipe: Recipe, run: Run, teacher: nn.Module | None
 ) -> dict:
-    data = stages.load_data(args, parent)
-    model = checkpoints.model_of(parent, file)
-    pruning = parent["pruning"]
-    recipe, teacher = cli.recipe_of(args), load_teacher(args, machine, data)
-    settle = partial(
-        reestimate_batchnorm, data=data, machine=machine, augment=recipe.augment, seed=args.seed
-    )
-    measured = {}
-    if args.reestimate_bn:
-        settle(model)
-        measured["top1_reestimated"], _ = evaluate(model, data, machine)
-        say(f"top-1 with BatchNorm re-estimated: {measured['top1_reestimated']:.2f} %")
-    how = {"compile": args.compile, "hooks": Hooks(**hooks(model, pruning, settle))}
-    rows = fit(model, data, recipe, run, machine, args.seed, **how, teacher=teacher)
-    measured = {**outcome(rows), **measured}
+    model, pruning, before = parent.network(), parent.pruning, {}
+    if recipe.recalibrate:
+        recalibrate_batchnorm(model, data, run.machine, recipe)
+        before["top1_recalibrated"], _ = evaluate(model, data, run.machine)
+        say(f"top-1 with BatchNorm recalibrated: {before['top1_recalibrated']:.2f} %")
+    method = pruning.method() if pruning else None
+    trained = fit(model, data, recipe, run, method, teacher)
+    measured = {**trained.measured, **before}
     if pruning:
-        model, pruning = finish(model, pruning, settle)
-        measured |= {k: v for k, v in pruning.items() if k == "channels_removed"}
-    return stages.hand_over(run, args, machine, "finetuned", model, data, measured, parent, pruning)
+        pruning = replace(pruning, state=vars(trained.state))
+        removed = pruning.state.get("channels_removed")
+        measured |= {} if removed is None else {"channels_removed": removed}
+    return run.hand_over("finetuned", Outcome(trained.network, measured, pruning), data, parent)
 
 
-def load_teacher(args: argparse.Namespace, machine: Machine, data: Data) -> nn.Module | None:
-    if args.teacher is None:
-        return None
-    file = checkpoints.find(args.teacher)
-    checkpoint = checkpoints.load(file)
+def load_teacher(path: Path, machine: Machine, data: Data) -> nn.Module:
+    """The teacher's network. Raises ValueError if it was trained with other images."""
+    teacher = checkpoints.load(path)
     for key, value in data.description().items():
-        if key != "dataset" and checkpoint["data"][key] != value:
-            raise ValueError(f"--teacher {file} was trained with other {key} than the network")
-    return place(checkpoints.model_of(checkpoint, file), machine).eval().requires_grad_(False)
+        if key != "dataset" and teacher.data[key] != value:
+            told = f"was trained with other {key} than the network"
+            raise ValueError(f"--teacher {teacher.file} {told}")
+    return place(teacher.network(), machine).eval().requires_grad_(False)
 
 
 if __name__ == "__main__":
-    cli.run_script(build_parser, main)
+    cli.run_script(build_parser, main, cli.stage_summary)

@@ -13,105 +13,139 @@ architecture of a pruned network from scratch: the control that pruning has to b
 """
 
 import argparse
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from models import build, cost_of, new_spec
-from pruning import options
-from pruning.criteria import Evidence
-from pruning.methods import METHODS, Task, finish, hooks
-from utils import cli, stages
-from utils.checkpoint import Checkpoint
-from utils.machine import Machine, prepare
-from utils.runs import Run
-from utils.train import BASELINE, Hooks, Recipe, fit, outcome, reestimate_batchnorm
+from pruning import METHODS, PruningConfig, Task, name_of, resolve
+from pruning.masks import apply_masks
+from utils import cli
+from utils.checkpoint import Checkpoint, Pruning
+from utils.config import NetworkConfig, Recipe, fill
+from utils.device import prepare
+from utils.run import (
+    Outcome,
+    Run,
+    data_for,
+    default_folder,
+    network_for,
+    output_folder,
+    read_parent,
+    require_finished,
+)
+from utils.train import fit
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(__doc__)
     cli.add_run_flags(p)
-    g = p.add_argument_group("control")
-    g.add_argument("--like", type=Path, metavar="CKPT", help="train this architecture")
-    g.add_argument(
-        "--budget",
-        choices=("epochs", "flops"),
-        default="epochs",
-        help="with --like: the epochs of the dense network, or the FLOPs that they took it",
-    )
-    options.add_pruning_flags(p)
-    cli.add_training_flags(p, BASELINE)
+    add = p.add_argument_group("control").add_argument
+    add("--like", type=Path, metavar="CKPT", help="pruned network whose shape is trained anew")
+    told = "with --like: as many epochs as the dense network took, or as many FLOPs"
+    add("--budget", choices=("epochs", "flops"), default="epochs", help=told)
+    cli.add_pruning_flags(p)
+    cli.add_training_flags(p, Recipe())
     return p
 
 
-def main(args: argparse.Namespace) -> dict:
-    machine = prepare(args.device, args.precision, args.threads)
-    recipe, name, source, original = BASELINE, "baseline", None, None
-    if args.like:
-        source, original = stages.read_input(args, args.like, "")
-        recipe = recipe_like(args, source, original)
-        name = f"{original['pruning']['name']}/like"
-        name += "-flops" if args.budget == "flops" else ""
-    elif args.budget == "flops":
+class Job(NamedTuple):
+    """What to train: a dense network, one that is pruned meanwhile, or the shape of another."""
+
+    network: NetworkConfig
+    recipe: Recipe
+    step: PruningConfig | None = None
+    original: Checkpoint | None = None
+
+    @property
+    def stage(self) -> str:
+        return "like" if self.original else "scratch" if self.step else "baseline"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        made: dict[str, Any] = {"network": asdict(self.network), "recipe": asdict(self.recipe)}
+        made["parent"] = self.original.sha256 if self.original else None
+        return made | ({"pruning": self.step.as_dict()} if self.step else {})
+
+    @property
+    def folder(self) -> Path:
+        """The default, beside this run's others."""
+        name = self.stage
+        if self.step:
+            name = f"{name_of([self.step])}/{name}"
+        if self.original:
+            flops = "-flops" if self.recipe.name == "equal-flops" else ""
+            name = f"{name_of(self.original.steps)}/{name}{flops}"
+        return default_folder(self.network, self.recipe.seed) / name
+
+
+def resolve_job(given: dict[str, Any], pruning: dict[str, Any]) -> Job:
+    """What the command line asks for. Raises ValueError for flags that do not go together."""
+    if given["like"]:
+        if pruning:
+            raise ValueError("--like takes its pruning from the checkpoint: no other flags of it")
+        return like(given)
+    if given["budget"] == "flops":
         raise ValueError("--budget goes with --like")
-    elif options.any_given(args):
-        name = options.tag(args)
-        options.fill_defaults(args)
-        if not METHODS[args.method].from_scratch:
-            raise ValueError(f"--method {args.method} prunes a trained network: see res50prune.py")
-        args.name, name = name, f"{name}/scratch"
-    cli.fill_recipe(args, recipe)
-    stages.fill_defaults(args)
-    folder = stages.output_folder(args, name, source)
-    with Run(folder, cli.outcome_flags(args), args.force) as run:
-        return run.result or train(args, run, machine, original)
+    network, recipe = network_for(given), fill(Recipe, given)
+    step = resolve({**pruning, "seed": recipe.seed}) if pruning else None
+    if step and not METHODS[step.method].trains:
+        raise ValueError(f"--method {step.method} prunes a trained network: see res50prune.py")
+    return Job(network, recipe, step)
 
 
-def recipe_like(args: argparse.Namespace, source: Path, original: Checkpoint) -> Recipe:
-    """How the dense network was trained, for as many epochs or as many operations."""
-    stages.require_finished(original, source)
-    if options.any_given(args):
-        raise ValueError("--like takes its pruning from the checkpoint: leave the other flags out")
-    if not original["pruning"]:
-        raise ValueError(f"--like {source}: that network is not pruned")
-    told = stages.trained_with(original) or {}
-    args.train_images = args.train_images or told.get("train_images")
-    recipe = BASELINE._replace(**{f: told[f] for f in BASELINE._fields if f in told})
-    epochs = args.epochs or recipe.epochs
-    if args.budget == "flops":
-        dense = cost_of(original["pruning"]["dense"], original["data"]["image_size"])
-        epochs = round(epochs * dense.macs / original["metrics"]["effective_macs"])
-        args.epochs = None
-    return recipe._replace(epochs=epochs)
-
-
-def train(
-    args: argparse.Namespace, run: Run, machine: Machine, original: Checkpoint | None
-) -> dict:
-    data = stages.load_data(args, original)
-    shape = {"arch": args.arch, "width": args.width, "shortcut": args.shortcut}
-    spec = original["spec"] if original else new_spec(args.depth, len(data.classes), **shape)
-    torch.manual_seed(args.seed)
-    model = build(spec)
-    stage, pruning = "baseline", None
-    if original:  # its masks are part of its architecture
-        stage = "like"
-        pruning = {k: v for k, v in original["pruning"].items() if k != "kept"}
-    elif args.method:
-        stage = "scratch"
-        task = Task(args, cost_of(spec, data.image_size), data.image_size, Evidence(args.seed))
-        pruned = METHODS[args.method].prune(model, task)
-        pruning = options.record(args, args.name, pruned, spec, 0.0)
-    settle = partial(
-        reestimate_batchnorm, data=data, machine=machine, augment=args.augment, seed=args.seed
+def like(given: dict[str, Any]) -> Job:
+    """The shape of a pruned network, trained as the dense one was: as long, or as much."""
+    original = read_parent(given["like"], given, "")
+    require_finished(original)
+    if not original.steps:
+        raise ValueError(f"--like {original.file}: that network is not pruned")
+    told = original.trained_with() or {"recipe": {}, "network": {}}
+    network = network_for(given, original)
+    network = replace(
+        network, train_images=given["train_images"] or told["network"].get("train_images")
     )
-    how = {"compile": args.compile, "hooks": Hooks(**hooks(model, pruning, settle))}
-    rows = fit(model, data, cli.recipe_of(args), run, machine, args.seed, **how)
+    seed = {"seed": original.seed if given["seed"] is None else given["seed"], "name": "default"}
+    recipe = fill(Recipe, seed, given, told["recipe"])
+    if given["budget"] == "flops":
+        dense = cost_of(original.dense, original.image_size)
+        epochs = round(recipe.epochs * dense.macs / original.metrics["effective_macs"])
+        recipe = replace(recipe, name="equal-flops", epochs=epochs)
+    return Job(network, recipe, None, original)
+
+
+def main(args: argparse.Namespace) -> dict:
+    config = cli.run_config(args)
+    machine = prepare(config.device, config.precision, config.threads)
+    job = resolve_job(vars(args), cli.pruning_flags(args))
+    folder = output_folder(config, job.folder, job.original)
+    with Run(folder, job.identity, machine, config.force) as run:
+        return run.result or train(job, run, config.data)
+
+
+def train(job: Job, run: Run, directory: Path) -> dict:
+    network, original = job.network, job.original
+    data = data_for(network, directory, original)
+    shape = {"arch": network.arch, "width": network.width, "shortcut": network.shortcut}
+    spec = original.spec if original else new_spec(network.depth, len(data.classes), **shape)
+    torch.manual_seed(job.recipe.seed)
+    model, pruning = build(spec), None
+    if original:  # its masks are part of its architecture
+        state = {key: value for key, value in original.pruning.state.items() if key != "kept"}
+        pruning = replace(original.pruning, state=state)
+        apply_masks(model, state["masks"])
+    elif job.step:
+        method = METHODS[job.step.method](job.step)
+        pruned = method.prune(model, Task(cost_of(spec, data.image_size), data.image_size))
+        pruning = Pruning([job.step], pruned.ratio, spec, 0.0, vars(method.state))
+    trained = fit(model, data, job.recipe, run, pruning.method() if pruning else None)
     if pruning:
-        model, pruning = finish(model, pruning, settle)
-    return stages.hand_over(run, args, machine, stage, model, data, outcome(rows), pruning=pruning)
+        pruning = replace(pruning, state=vars(trained.state))
+    outcome = Outcome(trained.network, trained.measured, pruning)
+    return run.hand_over(job.stage, outcome, data)
 
 
 if __name__ == "__main__":
-    cli.run_script(build_parser, main)
+    cli.run_script(build_parser, main, cli.stage_summary)

@@ -10,123 +10,118 @@ Works on any ResNet, in spite of its name. The input is the baseline of the same
 --model: a checkpoint, a run folder, or a plain state dict of a torchvision-style ResNet trained
 elsewhere. Prints what happened to each group of channels, the accuracy before and right after,
 and the largest difference between the logits of the cut network and those of the big one with
-the same channels silenced; then the result as one JSON line.
+the same channels masked; then the result as one JSON line.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
 import json
 import math
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
-from measurement.timing import relative_latency
-from models import build, channel_groups, cost_of
-from pruning import options, sensitivity
+from measurement.timing import hardware_multiple, relative_latency
+from models import build, channel_groups, cost_of, costs
+from pruning import METHODS, PruningConfig, Task, name_of, resolve, sensitivity
 from pruning.allocation import select
-from pruning.criteria import Evidence, score
-from pruning.methods import METHODS, Task
+from pruning.criteria import Calibration, score
 from pruning.sensitivity import RATIOS
 from pruning.surgery import logit_difference
-from utils import checkpoint as checkpoints
-from utils import cli, stages
-from utils.checkpoint import Checkpoint
-from utils.data import Data, normalise, sample
+from utils import cli
+from utils.checkpoint import Checkpoint, Pruning
+from utils.data import Data, normalize, sample
+from utils.device import Machine, place, prepare
 from utils.files import write_text
 from utils.log import say, table
-from utils.machine import Machine, place, prepare
-from utils.runs import Run
+from utils.run import (
+    Outcome,
+    Run,
+    data_for,
+    default_folder,
+    network_for,
+    output_folder,
+    read_parent,
+    require_finished,
+)
 from utils.train import evaluate
 
 CHECK_IMAGES = 16
 TOLERANCE = 1e-3  # of the largest logit, in float32; rounding alone stays far below
-EVIDENCE_IMAGES = 512
+CALIBRATION_IMAGES = 512
 SENSITIVITY_IMAGES = 2000
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(__doc__)
     cli.add_run_flags(p)
-    g = p.add_argument_group("input")
-    g.add_argument("--model", type=Path, metavar="CKPT", help="(default: the baseline)")
+    add = p.add_argument_group("input").add_argument
+    add("--model", type=Path, metavar="CKPT", help="network to prune (default: the baseline)")
     for name, low in (("mean", 0), ("std", 1e-3)):
-        g.add_argument(
-            f"--{name}",
-            type=cli.number(float, low, 1),
-            nargs=3,
-            metavar=("R", "G", "B"),
-            help="normalisation of a network trained elsewhere, of pixels in [0, 1] "
-            "(default: that of the training images)",
-        )
-    g.add_argument("--no-eval", action="store_true", help="do not measure any accuracy")
-    options.add_pruning_flags(p)
-    p.add_argument(
-        "--sensitivity",
-        action="store_true",
-        help="only measure what cutting each group alone costs on training images, and draw it",
-    )
-    p.add_argument(
-        "--batch-size",
-        type=cli.number(int, 1),
-        default=64,
-        metavar="N",
-        help="at which --target-latency is measured",
-    )
+        told = f"{name} of the pixels in [0, 1] that a network trained elsewhere expects "
+        told += "(default: that of the training images)"
+        kind = cli.number(float, low, 1)
+        add(f"--{name}", type=kind, nargs=3, metavar=("R", "G", "B"), help=told)
+    cli.add_pruning_flags(p)
+    add = p.add_argument_group("measurement").add_argument
+    add("--no-eval", action="store_true", help="no accuracy")
+    told = "only what cutting each group alone costs on training images, and a heat map of it"
+    add("--sensitivity", action="store_true", help=told)
+    told = "batch at which a latency target is measured (default: 64)"
+    add("--batch-size", type=cli.number(int, 1), metavar="N", help=told)
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
-    machine = prepare(args.device, args.precision, args.threads)
-    file, parent = stages.read_input(args, args.model, "baseline")
-    name = options.tag(args)
-    options.fill_defaults(args)
-    stages.require_finished(parent, file)
-    if args.sensitivity and args.method == "weight":
-        raise ValueError("--sensitivity is measured on channels, not for --method weight")
-    if args.target_latency and args.round_to is None:
-        groups, _ = select(channel_groups(parent["spec"]), args.skip, args.scope)
-        args.round_to = options.hardware_multiple(machine.device.type, groups)
-    if parent["pruning"]:
-        name = f"{parent['pruning']['name']}+{name}"
+    config = cli.run_config(args)
+    machine = prepare(config.device, config.precision, config.threads)
+    parent = read_parent(args.model, vars(args), "baseline")
+    require_finished(parent)
+    network = network_for(vars(args), parent)
+    seed = parent.seed if args.seed is None else args.seed
+    step = resolve({**cli.pruning_flags(args), "seed": seed, "batch_size": args.batch_size})
+    home = default_folder(network, seed)
+    cache = Sensitivities(parent, step, machine, (args.save if args.sensitivity else None) or home)
     if args.sensitivity:
-        data = stages.load_data(args, parent)
-        found = sensitivities(args, machine, file, parent, data)
+        if step.method == "weight":
+            raise ValueError("--sensitivity is measured on channels, not for --method weight")
+        found = cache.measure(data_for(network, config.data, parent), fresh=config.force)
         from reporting import plots  # matplotlib takes its time, and only this needs it
 
         plots.sensitivity(found["drops"], Path(found["file"]).with_suffix(".png"))
-        return {"stage": "sensitivity", "dataset": data.name, **found}
-    folder = stages.output_folder(args, f"{name}/pruned", file)
-    with Run(folder, cli.outcome_flags(args), args.force) as run:
-        return run.result or prune(args, run, machine, file, parent, name)
+        return {"stage": "sensitivity", "dataset": network.dataset, **found}
+    folder = output_folder(config, home / name_of([*parent.steps, step]) / "pruned", parent)
+    identity: dict[str, Any] = {"network": asdict(network), "pruning": step.as_dict()}
+    identity |= {"parent": parent.sha256, "evaluate": not args.no_eval}
+    with Run(folder, identity, machine, config.force) as run:
+        return run.result or prune(parent, step, run, data_for(network, config.data, parent), cache)
 
 
 def prune(
-    args: argparse.Namespace,
-    run: Run,
-    machine: Machine,
-    file: Path,
-    parent: Checkpoint,
-    name: str,
+    parent: Checkpoint, step: PruningConfig, run: Run, data: Data, cache: Sensitivities
 ) -> dict:
     start = time.perf_counter()
-    data = stages.load_data(args, parent)
-    model = checkpoints.model_of(parent, file)
-    before = cost_of(parent["spec"], data.image_size)
-    task = task_for(args, machine, file, parent, data)
+    model, machine = parent.network(), run.machine
+    before = costs(model, data.image_size)
+    task = task_for(parent, step, machine, data, cache)
 
     pruning_start = time.perf_counter()
-    pruned = METHODS[args.method].prune(model, task)
-    x = normalise(data.train.images[:CHECK_IMAGES], data.mean, data.std)
+    method = METHODS[step.method](step)
+    pruned = method.prune(model, task)
+    x = normalize(data.train.images[:CHECK_IMAGES], data.mean, data.std)
     difference, largest = logit_difference(pruned.reference, pruned.network, x)
     pruning_seconds = time.perf_counter() - pruning_start
-    after = stages.costs(pruned.network, data.image_size)
+    after = costs(pruned.network, data.image_size)
     say(table(("group", "before", "after", "protected by"), pruned.rows))
-    say(f"parameters {before.params:,} -> {after['params']:,} ({after['nonzero_params']:,} not 0)")
-    say(f"MACs {before.macs:,} -> {after['macs']:,} ({after['effective_macs']:,} by weights not 0)")
+    for name, left in (("params", "nonzero_params"), ("macs", "effective_macs")):
+        say(f"{name} {before[name]:,} -> {after[name]:,} ({after[left]:,} by weights not zero)")
     say(f"largest logit difference {difference:.2e} (largest logit {largest:.1f})")
     if not difference <= TOLERANCE * largest:
         raise RuntimeError(
@@ -134,7 +129,7 @@ def prune(
         )
 
     measured = {"top1": None, "loss": None, "top1_before": None}
-    if not args.no_eval:
+    if run.identity["evaluate"]:
         measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
         measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
@@ -145,71 +140,87 @@ def prune(
         "pruning_seconds": pruning_seconds,
         "seconds": time.perf_counter() - start,
     }
-    entered = stages.costs(model, data.image_size)
-    share_cut = 1 - after["effective_macs"] / entered["effective_macs"]
-    dense = parent["pruning"]["dense"] if parent["pruning"] else parent["spec"]
-    record = options.record(args, name, pruned, dense, share_cut)
-    return stages.hand_over(
-        run, args, machine, "pruned", pruned.model, data, measured, parent, record, pruned.network
-    )
+    share_cut = 1 - after["effective_macs"] / before["effective_macs"]
+    steps = [*parent.steps, step]
+    record = Pruning(steps, pruned.ratio, parent.dense, share_cut, vars(method.state))
+    outcome = Outcome(pruned.model, measured, record, pruned.network)
+    return run.hand_over("pruned", outcome, data, parent)
 
 
 def task_for(
-    args: argparse.Namespace,
-    machine: Machine,
-    file: Path,
     parent: Checkpoint,
+    step: PruningConfig,
+    machine: Machine,
     data: Data,
+    cache: Sensitivities,
 ) -> Task:
     """What the method may look at: training images, the clock, measured sensitivities."""
-    earlier = parent["pruning"]
-    dense = earlier["dense"] if earlier else parent["spec"]
-    curves = None
-    if args.allocation == "sensitivity":
-        curves = sensitivities(args, machine, file, parent, data)["drops"]
-    clock = None
-    if args.target_latency:
+    drops = clock = None
+    if step.allocation == "sensitivity":
+        drops = cache.measure(data)["drops"]
+    if step.target_latency:
         # The values of the weights do not matter to the clock.
-        size = (args.batch_size, 3, data.image_size, data.image_size)
-        clock = partial(relative_latency, build(dense), size, machine)
-    evidence = Evidence(args.seed, lambda: sample(data, EVIDENCE_IMAGES, args.seed))
+        size = (step.batch_size, 3, data.image_size, data.image_size)
+        clock = partial(relative_latency, build(parent.dense), size, machine)
+    groups, _ = select(channel_groups(parent.spec), step.skip, step.scope)
     return Task(
-        args, cost_of(dense, data.image_size), data.image_size, evidence, earlier, clock, curves
+        cost_of(parent.dense, data.image_size),
+        data.image_size,
+        partial(sample, data, CALIBRATION_IMAGES, step.seed),
+        parent.pruning.state["masks"] if parent.pruning else {},
+        clock,
+        hardware_multiple(machine.device.type, groups),
+        drops,
     )
 
 
-def sensitivities(
-    args: argparse.Namespace, machine: Machine, file: Path, parent: Checkpoint, data: Data
-) -> dict:
-    """Group -> ratio -> accuracy drop on training images; measured once, then read again."""
-    name = f"{args.criterion}-{args.scope}-{args.parent[:8]}.json"
-    alone = args.save if args.sensitivity else None
-    cache = (alone or stages.default_folder(args)) / "sensitivity" / name
-    wanted = {"parent": args.parent, "images": SENSITIVITY_IMAGES, "criterion": args.criterion}
-    wanted |= {"scope": args.scope, "seed": args.seed, "mean": data.mean, "std": data.std}
-    groups, _ = select(channel_groups(parent["spec"]), [], args.scope)
-    with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
-        found = json.loads(cache.read_text())
-        drops = [found["drops"][group.name][f"{r:g}"] for group in groups for r in RATIOS]
-        usable = wanted.items() <= found.items() and all(map(math.isfinite, drops))
-        if usable and not (args.force and args.sensitivity):
-            say(f"sensitivities read from {cache}")
-            return {**found, "file": str(cache)}  # the folder may have moved
-    model = checkpoints.model_of(parent, file)
-    evidence = Evidence(args.seed, lambda: sample(data, EVIDENCE_IMAGES, args.seed))
-    scores = score(model, groups, args.criterion, evidence)
-    subset = data.train.draw(SENSITIVITY_IMAGES, args.seed)
+class Sensitivities:
+    """What cutting each group alone costs; measured once, then read from a file."""
 
-    def accuracy(network: nn.Module) -> float:
-        return evaluate(place(network, machine), data, machine, subset)[0]
+    def __init__(
+        self, parent: Checkpoint, step: PruningConfig, machine: Machine, folder: Path
+    ) -> None:
+        self.parent, self.step, self.machine = parent, step, machine
+        name = f"{step.criterion}-{step.scope}-{parent.sha256[:8]}.json"
+        self.file = folder / "sensitivity" / name
 
-    bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
-    drops = sensitivity.measure(model, groups, scores, accuracy, bar)
-    found = {**wanted, "file": str(cache), "drops": drops}
-    write_text(cache, json.dumps(found) + "\n")
-    say(f"sensitivities of {len(groups)} groups written to {cache}")
-    return found
+    def measure(self, data: Data, fresh: bool = False) -> dict[str, Any]:
+        """Under "drops": group -> ratio -> points of accuracy lost on training images.
+
+        Read from the file if it is of the same network, criterion and images, and not `fresh`.
+        """
+        step = self.step
+        made = {"parent": self.parent.sha256, "images": SENSITIVITY_IMAGES, "seed": step.seed}
+        made |= {"criterion": step.criterion, "scope": step.scope}
+        made |= {"mean": data.mean, "std": data.std}
+        groups, _ = select(channel_groups(self.parent.spec), [], step.scope)
+        with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
+            found = json.loads(self.file.read_text())
+            drops = [found["drops"][group.name][f"{r:g}"] for group in groups for r in RATIOS]
+            if made.items() <= found.items() and all(map(math.isfinite, drops)) and not fresh:
+                say(f"sensitivities read from {self.file}")
+                return {**found, "file": str(self.file)}  # the folder may have moved
+        model, machine = self.parent.network(), self.machine
+        batches = partial(sample, data, CALIBRATION_IMAGES, step.seed)
+        scores = score(model, groups, step.criterion, Calibration(step.seed, batches))
+        subset = data.train.draw(SENSITIVITY_IMAGES, step.seed)
+
+        def accuracy(network: nn.Module) -> float:
+            return evaluate(place(network, machine), data, machine, subset)[0]
+
+        bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
+        found = {**made, "file": str(self.file)}
+        found["drops"] = sensitivity.measure(model, groups, scores, accuracy, bar)
+        write_text(self.file, json.dumps(found) + "\n")
+        say(f"sensitivities of {len(groups)} groups written to {self.file}")
+        return found
+
+
+def summary(result: dict[str, Any]) -> str:
+    if result["stage"] == "sensitivity":
+        return f"sensitivity  {result['file']}, and a heat map beside it"
+    return cli.stage_summary(result)
 
 
 if __name__ == "__main__":
-    cli.run_script(build_parser, main)
+    cli.run_script(build_parser, main, summary)

@@ -1,8 +1,8 @@
 """The networks: how to build one, describe it as data, count its cost, find its channels."""
 
-from .cost import Cost, LayerCost, cost_of, layer_costs
-from .foreign import adopt
+from .cost import Cost, LayerCost, cost_of, costs, layer_costs
 from .groups import Group, Span, channel_groups
+from .import_weights import import_weights
 from .resnet import ARCHS, SHORTCUTS, STAGES, Spec, block_plans, build, new_spec, spec_of
 
 __all__ = [
@@ -14,11 +14,12 @@ __all__ = [
     "LayerCost",
     "Span",
     "Spec",
-    "adopt",
     "block_plans",
     "build",
     "channel_groups",
     "cost_of",
+    "costs",
+    "import_weights",
     "layer_costs",
     "new_spec",
     "spec_of",

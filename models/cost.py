@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
-from .resnet import STEMS, Spec, block_plans
+import torch
+from torch import nn
+
+from .resnet import STEMS, Spec, block_plans, spec_of
 
 
 class LayerCost(NamedTuple):
@@ -64,3 +68,18 @@ def cost_of(spec: Spec, image_size: int = 32) -> Cost:
     """The sum of `layer_costs`."""
     rows = layer_costs(spec, image_size)
     return Cost(sum(row.params for row in rows), sum(row.macs for row in rows))
+
+
+def costs(network: nn.Module, image_size: int) -> dict[str, int]:
+    """Parameters and MACs of a live network; and what is left if zero weights could be left out.
+
+    `effective_macs` is theoretical: dense kernels multiply zeros like any other number.
+    """
+    spec, parameters = spec_of(network), network.named_parameters()
+    nonzero = {name: torch.count_nonzero(values).item() for name, values in parameters}
+    left = sum(
+        row.macs * (nonzero[f"{row.name}.weight"] / prod(row.shape))
+        for row in layer_costs(spec, image_size)
+    )
+    counted = {"nonzero_params": sum(nonzero.values()), "effective_macs": round(left)}
+    return {**cost_of(spec, image_size)._asdict(), **counted}

@@ -17,33 +17,33 @@ class Span(NamedTuple):
 class Group(NamedTuple):
     """Channels that exist together or not at all.
 
-    An *inner* group lives inside a block. A *stream* group runs along the residual sum: all
+    An *inner* group lives inside a block. A *residual* group runs along the residual sum: all
     convolutions that add to it produce it, and all that read from it consume it.
     """
 
     name: str
-    scope: str  # "inner" or "stream"
+    scope: str  # "inner" or "residual"
     stage: int  # 1-based, of `stages`; the stem counts as stage 1
     stages: int
     size: int
     producers: tuple[Span, ...]  # convolutions: output channels
     norms: tuple[Span, ...]  # BatchNorms behind the producers
-    carriers: tuple[Span, ...]  # layers that work on each channel by itself, or scale it
+    passthrough: tuple[Span, ...]  # layers that work on each channel by itself, or scale it
     consumers: tuple[Span, ...]  # convolutions and the classifier: input channels
 
     @property
     def layers(self) -> list[str]:
         """Names of all layers that the group has channels in."""
-        return [s.layer for s in (*self.producers, *self.norms, *self.carriers, *self.consumers)]
+        return [s.layer for s in (*self.producers, *self.norms, *self.passthrough, *self.consumers)]
 
 
-ROLES = ("producers", "norms", "carriers", "consumers")
+ROLES = ("producers", "norms", "passthrough", "consumers")
 
 
 class _Walk:
     """Collects the spans of each group on one walk through the network.
 
-    `Stream` below: a list that names, for every channel of an activation, its group.
+    Activations are lists that name, for every channel, its group.
     """
 
     def __init__(self) -> None:
@@ -54,65 +54,65 @@ class _Walk:
         self.groups[name] = {**fields, **{role: [] for role in ROLES}}
         return [name] * size
 
-    def note(self, role: str, layer: str, stream: list[str]) -> None:
-        for group in dict.fromkeys(stream):
-            channels = tuple(i for i, name in enumerate(stream) if name == group)
-            self.groups[group][role].append(Span(layer, channels))
+    def note(self, role: str, layer: str, channels: list[str]) -> None:
+        for group in dict.fromkeys(channels):
+            own = tuple(i for i, name in enumerate(channels) if name == group)
+            self.groups[group][role].append(Span(layer, own))
 
-    def produce(self, conv: str, bn: str, stream: list[str]) -> None:
-        self.note("producers", conv, stream)
-        self.note("norms", bn, stream)
+    def produce(self, conv: str, bn: str, channels: list[str]) -> None:
+        self.note("producers", conv, channels)
+        self.note("norms", bn, channels)
 
 
-def _stream_behind(walk: _Walk, plan: BlockPlan, incoming: list[str], spec: Spec) -> list[str]:
+def _residual_behind(walk: _Walk, plan: BlockPlan, incoming: list[str], spec: Spec) -> list[str]:
     """The channels of the residual sum behind a block."""
     size = spec["widths"][f"{plan.name}.{plan.convs[-1].name}"]
     if plan.shortcut == "identity":
         return incoming
-    name = f"layer{plan.stage}.stream"
+    name = f"layer{plan.stage}.residual"
     if plan.shortcut == "pad":
         before = spec["pads"][f"{plan.name}.downsample"]
-        fresh = walk.open(name, "stream", plan.stage, size - len(incoming))
+        fresh = walk.open(name, "residual", plan.stage, size - len(incoming))
         return fresh[:before] + incoming + fresh[before:]
-    stream = walk.open(name, "stream", plan.stage, size)
+    residual = walk.open(name, "residual", plan.stage, size)
     walk.note("consumers", f"{plan.name}.downsample.0", incoming)
-    walk.produce(f"{plan.name}.downsample.0", f"{plan.name}.downsample.1", stream)
-    return stream
+    walk.produce(f"{plan.name}.downsample.0", f"{plan.name}.downsample.1", residual)
+    return residual
 
 
 def channel_groups(spec: Spec) -> list[Group]:
     """All channel groups of a network, in the order in which data flows through them.
 
-    With projection shortcuts each stage has a stream of its own. A padding shortcut carries the
+    With projection shortcuts each stage has a residual of its own. A padding shortcut carries the
     channels of the earlier stage on: they then stay one group through the later stages, beside
     the channels that are new there.
     """
     walk, widths, plans = _Walk(), spec["widths"], block_plans(spec)
-    # Where the first block has an identity shortcut, the stem writes into the stream of stage 1.
-    stem = "layer1.stream" if plans[0].shortcut == "identity" else "stem.stream"
-    stream = walk.open(stem, "stream", 1, widths["conv1"])
-    walk.produce("conv1", "bn1", stream)
+    # Where the first block has an identity shortcut, the stem writes into the residual of stage 1.
+    stem = "layer1.residual" if plans[0].shortcut == "identity" else "stem.residual"
+    residual = walk.open(stem, "residual", 1, widths["conv1"])
+    walk.produce("conv1", "bn1", residual)
     for plan in plans:
-        incoming, stream = stream, _stream_behind(walk, plan, stream, spec)
+        incoming, residual = residual, _residual_behind(walk, plan, residual, spec)
         channels = incoming
         for conv in plan.convs:
             name, bn = f"{plan.name}.{conv.name}", f"{plan.name}.{conv.bn}"
             if conv.depthwise:
-                walk.note("carriers", name, channels)
+                walk.note("passthrough", name, channels)
                 walk.note("norms", bn, channels)
                 continue
             walk.note("consumers", name, channels)
             last = conv is plan.convs[-1]
-            channels = stream if last else walk.open(name, "inner", plan.stage, widths[name])
+            channels = residual if last else walk.open(name, "inner", plan.stage, widths[name])
             walk.produce(name, bn, channels)
         if plan.se:
             squeeze, excite = f"{plan.name}.se.fc1", f"{plan.name}.se.fc2"
             squeezed = walk.open(squeeze, "inner", plan.stage, widths[squeeze])
-            walk.note("consumers", squeeze, stream)
+            walk.note("consumers", squeeze, residual)
             walk.note("producers", squeeze, squeezed)
             walk.note("consumers", excite, squeezed)
-            walk.note("carriers", excite, stream)
-    walk.note("consumers", "fc", stream)
+            walk.note("passthrough", excite, residual)
+    walk.note("consumers", "fc", residual)
     return [
         Group(
             stages=plans[-1].stage,

@@ -247,9 +247,9 @@ class ResNet(nn.Module):
 
 
 def build(spec: Spec, state_dict: dict[str, Tensor] | None = None) -> ResNet:
-    """The network of a spec, freshly initialised, or with `state_dict` loaded strictly.
+    """The network of a spec, freshly initialized, or with `state_dict` loaded strictly.
 
-    With a state dict the tensors are taken over as they are (no copy, no initialisation), so
+    With a state dict the tensors are taken over as they are (no copy, no initialization), so
     that rebuilding a large network takes milliseconds. Raises ValueError if anything does not
     fit.
     """

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from models import Group
 
-ALLOCATIONS = ("layer", "global", "sensitivity")
 Kept = dict[str, Tensor]  # group name -> indices of the channels that stay, ascending
 
 
@@ -47,7 +46,7 @@ def select(groups: list[Group], names: Sequence[str], scope: str) -> tuple[list[
     """Split off the groups that may be cut from those protected by `names` or by `scope`.
 
     A name stands for a stage, a block, a layer or a group ("layer1", "layer1.7", "layer1.7.conv1",
-    "layer1.stream"), and protects every group that has a channel there. Returns the groups to
+    "layer1.residual"), and protects every group that has a channel there. Returns the groups to
     cut, and the reasons for the others by group name. Raises ValueError for a name that matches
     nothing.
     """
@@ -84,8 +83,8 @@ def allocate(
     """Kept indices of each group when the fraction `ratio` of the channels is removed.
 
     "layer" removes it from every group (a sequence: one ratio per stage); "global" removes it
-    from all groups together, lowest scores first (see `comparable`); "sensitivity" removes from
-    each group as much as costs the same accuracy by itself (group -> ratio -> drop, measured).
+    from all groups together, lowest scores first (see `normalize_scores`); "sensitivity" removes
+    from each group as much as costs the same accuracy by itself (group -> ratio -> drop).
     Ties go to the lower index. Raises ValueError if the ratios do not fit.
     """
     if allocation != "layer" and isinstance(ratio, Sequence):

@@ -1,8 +1,8 @@
 """How important is a channel, or a weight? A criterion gives scores; higher = keep.
 
-A criterion takes the model, the groups to score and the evidence it may look at, and returns
-scores (size,) by group name. `by_filter` makes one out of a function of a filter matrix, so a new
-criterion is one function and one entry in CRITERIA.
+A criterion takes the model, the groups to score and calibration data, and returns scores (size,)
+by group name. `by_filter` makes one out of a function of a filter matrix, so a new criterion is
+one function and one entry in CRITERIA.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from models import Group
 Scores = dict[str, Tensor]
 
 
-class Evidence(NamedTuple):
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # images (n, 3, h, w), labels (n,)
+
+
+class Calibration(NamedTuple):
     """What a criterion may use besides the weights."""
 
     seed: int = 0
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None  # of training images
+    batches: Batches | None = None  # of training images; None where there are none
 
 
-Criterion = Callable[[nn.Module, list[Group], Evidence], Scores]
+Criterion = Callable[[nn.Module, list[Group], Calibration], Scores]
 
 
 def filters(model: nn.Module, group: Group) -> list[Tensor]:
@@ -38,7 +41,7 @@ def filters(model: nn.Module, group: Group) -> list[Tensor]:
 def by_filter(function: Callable[[Tensor], Tensor]) -> Criterion:
     """A criterion from scores (n,) of filters (n, fan-in); several producers add up."""
 
-    def criterion(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+    def criterion(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
         return {g.name: sum(function(f) for f in filters(model, g)) for g in groups}
 
     return criterion
@@ -62,7 +65,7 @@ def fpgm(w: Tensor) -> Tensor:
     return torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
 
 
-def bn(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+def bn(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
     """Absolute BatchNorm scale (Liu et al. 2017, arXiv 1708.06519, section 3).
 
     Groups without a BatchNorm (the middle of squeeze-and-excitation) go by their L1-norms, brought
@@ -76,21 +79,21 @@ def bn(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
 
     scores = {g.name: scales(g) for g in groups if g.norms}
     typical = torch.cat(list(scores.values())).mean() if scores else 1.0
-    bare = by_filter(l1)(model, [g for g in groups if not g.norms], evidence)
+    bare = by_filter(l1)(model, [g for g in groups if not g.norms], calibration)
     return scores | {name: typical * own / own.mean() for name, own in bare.items()}
 
 
-def taylor(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+def taylor(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
     """Squared sum of weight times gradient (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
 
     Averaged over batches of training images; the network is in evaluation mode, so that its
     BatchNorm statistics stay as they are.
     """
-    if evidence.batches is None:
+    if calibration.batches is None:
         raise ValueError("--criterion taylor needs a trained network: see res50prune.py")
     model = model.eval().requires_grad_()
     scores, count = {g.name: torch.zeros(g.size) for g in groups}, 0
-    for x, y in evidence.batches():
+    for x, y in calibration.batches():
         model.zero_grad()
         with torch.enable_grad():
             F.cross_entropy(model(x), y).backward()
@@ -104,9 +107,9 @@ def taylor(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
     return {name: total / count for name, total in scores.items()}
 
 
-def random(model: nn.Module, groups: list[Group], evidence: Evidence) -> Scores:
+def random(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
     """The control: uniform scores, drawn from the seed."""
-    generator = torch.Generator().manual_seed(evidence.seed)
+    generator = torch.Generator().manual_seed(calibration.seed)
     return {g.name: torch.rand(g.size, generator=generator) for g in groups}
 
 
@@ -120,11 +123,20 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+# What the help text of --criterion says of them.
+WORDS = {
+    "l1": "sum of absolute weights",
+    "l2": "Euclidean norm",
+    "fpgm": "distance to the other filters of the layer (geometric median)",
+    "bn": "scale of the BatchNorm behind it",
+    "taylor": "estimated rise of the loss without it, on training images",
+    "random": "drawn by lot, the control",
+}
 # Those that compare across groups as they are; sums over filters grow with the fan-in instead.
 COMPARABLE = ("bn", "taylor", "random")
 
 
-def comparable(scores: Scores, criterion: str) -> Scores:
+def normalize_scores(scores: Scores, criterion: str) -> Scores:
     """Scores that compare across groups: where they do not by themselves, divided by their mean."""
     if criterion in COMPARABLE:
         return scores
@@ -133,8 +145,8 @@ def comparable(scores: Scores, criterion: str) -> Scores:
 
 @torch.no_grad()
 def score(
-    model: nn.Module, groups: list[Group], criterion: str, evidence: Evidence | None = None
+    model: nn.Module, groups: list[Group], criterion: str, calibration: Calibration | None = None
 ) -> Scores:
     """Scores (size,) in float32 on the CPU of every group, by its name."""
-    scores = CRITERIA[criterion](model, groups, evidence or Evidence())
+    scores = CRITERIA[criterion](model, groups, calibration or Calibration())
     return {name: values.detach().float().cpu() for name, values in scores.items()}

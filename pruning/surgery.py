@@ -12,7 +12,7 @@ from models import Group, Spec, block_plans, build, channel_groups, spec_of
 from .allocation import Kept, not_kept
 
 # Which dimension of a layer's tensors the channels of a group are, by the layer's role in it.
-DIMENSION = {"producers": 0, "norms": 0, "carriers": 0, "consumers": 1}
+DIMENSION = {"producers": 0, "norms": 0, "passthrough": 0, "consumers": 1}
 
 
 def _survivors(spec: Spec, kept: Kept) -> dict[tuple[str, int], list[int]]:
@@ -77,7 +77,7 @@ def cut_tensors(spec: Spec, kept: Kept, tensors: dict[str, Tensor]) -> dict[str,
 def cut(model: nn.Module, kept: Kept) -> nn.Module:
     """A new, physically smaller network with only the kept channels.
 
-    It computes what `silence` computes. Raises ValueError as `cut_spec` does.
+    It computes what `mask_channels` computes. Raises ValueError as `cut_spec` does.
     """
     spec = spec_of(model)
     state = cut_tensors(spec, kept, model.state_dict())
@@ -85,7 +85,7 @@ def cut(model: nn.Module, kept: Kept) -> nn.Module:
 
 
 @torch.no_grad()
-def silence(model: nn.Module, kept: Kept) -> nn.Module:
+def mask_channels(model: nn.Module, kept: Kept) -> nn.Module:
     """A copy, as large as before, whose removed channels are zero wherever they are read.
 
     Not only the filters go to zero but the BatchNorm scale and shift as well: a BatchNorm behind
@@ -111,7 +111,7 @@ def silence(model: nn.Module, kept: Kept) -> nn.Module:
 def logit_difference(a: nn.Module, b: nn.Module, x: Tensor) -> tuple[float, float]:
     """Largest absolute difference between the logits of two networks, and the largest logit.
 
-    Both are put into evaluation mode; `x` is normalised input (n, 3, h, w).
+    Both are put into evaluation mode; `x` is normalized input (n, 3, h, w).
     """
     ya, yb = a.eval()(x), b.eval()(x)
     return (ya - yb).abs().max().item(), ya.abs().max().item()

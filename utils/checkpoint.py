@@ -1,26 +1,138 @@
-"""Checkpoints: one dict of plain types and tensors, which alone rebuilds its network."""
+"""Checkpoints: one dict of plain types and tensors in a file, which alone rebuilds its network."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import build
+from models import Spec, build
+from pruning import METHODS, Method, PruningConfig
 
-from .files import write_atomically
+from . import files, format1
+from .config import NetworkConfig
 
-FORMAT = 1
-KEYS = {"format", "stage", "spec", "state_dict", "data", "pruning", "metrics", "history"}
+FORMAT = 2
+KINDS = {
+    **{"format": int, "stage": str, "spec": dict, "state_dict": dict, "data": dict},
+    **{"pruning": (dict, type(None)), "metrics": dict, "history": list},
+}
 DATA = {"dataset", "classes", "mean", "std", "image_size"}
-Checkpoint = dict[str, Any]
 
 
 class CheckpointError(Exception):
     """A file that is missing, damaged, unsafe or not a checkpoint."""
+
+
+@dataclass
+class Pruning:
+    """What a checkpoint says about how its network was pruned."""
+
+    steps: list[PruningConfig]
+    ratio: float | list[float]  # of the last step, as asked for or as a target needed it
+    dense: Spec  # the network before any pruning
+    share_cut: float  # of the MACs, by the last step
+    state: dict[str, Any] = field(default_factory=dict)  # of its method
+
+    def method(self) -> Method:
+        """The method of the last step, with its state."""
+        return METHODS[self.steps[-1].method](self.steps[-1], dict(self.state))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        steps = [step.as_dict() for step in self.steps]
+        own = {"steps": steps, "ratio": self.ratio, "dense": self.dense}
+        own |= {"method": self.steps[-1].method, "share_cut": self.share_cut}
+        return own | self.state
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Pruning:
+        """What `as_dict` described."""
+        state = dict(content)
+        state.pop("method")
+        steps = [PruningConfig.from_dict(step) for step in state.pop("steps")]
+        own = {key: state.pop(key) for key in ("ratio", "dense", "share_cut")}
+        return cls(steps, **own, state=state)
+
+
+@dataclass
+class Checkpoint:
+    """A network and all that is known about it."""
+
+    stage: str
+    spec: Spec
+    state_dict: dict[str, torch.Tensor]
+    data: dict[str, Any]  # dataset, classes, mean, std, image_size
+    pruning: Pruning | None = None
+    control: str | None = None  # "random", "scratch" or "longer": what it is there to be
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry per stage
+    file: Path = Path("checkpoint")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file: what later stages call their parent."""
+        return files.sha256(self.file)
+
+    @property
+    def steps(self) -> list[PruningConfig]:
+        """The pruning steps so far."""
+        return self.pruning.steps if self.pruning else []
+
+    @property
+    def dense(self) -> Spec:
+        """The network before any pruning."""
+        return self.pruning.dense if self.pruning else self.spec
+
+    @property
+    def pending(self) -> bool:
+        """Whether its pruning is still to be done, by a training."""
+        return bool(self.pruning and self.pruning.state.get("pending"))
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of its images, in pixels."""
+        return self.data["image_size"]
+
+    @property
+    def seed(self) -> int:
+        """Of the last stage; 0 for a network trained elsewhere."""
+        return self.history[-1]["seed"] if self.history else 0
+
+    def trained_with(self) -> dict[str, Any] | None:
+        """The recipe and network of the training from scratch that it descends from, if told."""
+        stages = ("baseline", "scratch", "like")
+        told = [entry["arguments"] for entry in self.history if entry["stage"] in stages]
+        return told[0] if told else None
+
+    def network_config(self) -> NetworkConfig:
+        """The network and its data; where images of dataset "folder" were, only it knows."""
+        known = {key: self.spec[key] for key in ("arch", "depth", "width", "shortcut")}
+        return NetworkConfig(self.data["dataset"], self.image_size, **known)
+
+    def network(self) -> nn.Module:
+        """The network with its weights, on the CPU. Raises CheckpointError if they do not fit."""
+        try:
+            model = build(self.spec, self.state_dict)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.file}: does not rebuild its network: {error}") from None
+        for key, tensor in self.state_dict.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{self.file}: {key} holds NaN or infinite values")
+        return model
+
+    def save(self, path: Path) -> None:
+        """Write it atomically; refuses what would not load with `weights_only=True`."""
+        content = {**vars(self), "format": FORMAT}
+        content["pruning"] = self.pruning.as_dict() if self.pruning else None
+        del content["file"]
+        content.pop("sha256", None)
+        save_plain(path, content)
 
 
 def find(path: str | Path) -> Path:
@@ -54,57 +166,51 @@ def is_checkpoint(content: Any) -> bool:
     return isinstance(content, dict) and "format" in content and "spec" in content
 
 
-def validate(content: Any, file: Path) -> Checkpoint:
-    """`content` if it is a checkpoint that this version reads; raises CheckpointError if not."""
+def parse(content: Any, file: Path) -> Checkpoint:
+    """The checkpoint that a file holds; raises CheckpointError if it is none that can be read."""
     if not is_checkpoint(content):
         raise CheckpointError(f"{file}: not a checkpoint of this project")
-    kinds = {"format": int, "spec": dict, "state_dict": dict, "data": dict, "history": list}
-    kinds |= {"metrics": dict, "pruning": (dict, type(None))}
-    for key, kind in kinds.items():
+    for key, kind in KINDS.items():
         if key in content and not isinstance(content[key], kind):
             raise CheckpointError(f"{file}: damaged ({key} is a {type(content[key]).__name__})")
     if content["format"] > FORMAT:
         newer = f"format {content['format']}, written by a newer version (this one reads {FORMAT})"
         raise CheckpointError(f"{file}: {newer}")
-    missing = KEYS - content.keys() or DATA - content["data"].keys()
+    missing = KINDS.keys() - content.keys() or DATA - content["data"].keys()
     if missing:
         raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing))}")
-    return content
+    try:
+        content = format1.checkpoint(content) if content["format"] == 1 else dict(content)
+        del content["format"]
+        pruning = content["pruning"]
+        content["pruning"] = Pruning.from_dict(pruning) if pruning else None
+        if content["pruning"]:
+            content["pruning"].method()  # its state fits
+        return Checkpoint(**content, file=file)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{file}: damaged ({told})") from None
 
 
 def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint that a stage of this project wrote."""
-    return validate(load_file(path), find(path))
+    return parse(load_file(path), find(path))
 
 
-def model_of(checkpoint: Checkpoint, file: Path | str = "checkpoint") -> nn.Module:
-    """The network of a checkpoint, with its weights; `file` is what an error names."""
-    state = checkpoint["state_dict"]
-    try:
-        model = build(checkpoint["spec"], state)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: does not rebuild its network: {error}") from None
-    for key, tensor in state.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{file}: {key} holds NaN or infinite values")
-    return model
+def save_plain(path: Path, content: dict[str, Any]) -> None:
+    """`torch.save` atomically. Raises TypeError for what `weights_only=True` would not load."""
+    _require_plain(content, path.name)
+    files.write_atomically(path, lambda file: torch.save(content, file))
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically; refuses what would not load with `weights_only=True`."""
-    require_plain(checkpoint, "checkpoint")
-    write_atomically(path, lambda file: torch.save(checkpoint, file))
-
-
-def require_plain(value: Any, where: str) -> None:
-    """Raise TypeError unless `value` is made of plain types and tensors only."""
+def _require_plain(value: Any, where: str) -> None:
     # type(), not isinstance: numpy.float64 is a float, and would not load.
     if isinstance(value, dict):
         for key, item in value.items():
-            require_plain(key, f"key of {where}")
-            require_plain(item, f"{where}[{key!r}]")
+            _require_plain(key, f"key of {where}")
+            _require_plain(item, f"{where}[{key!r}]")
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
-            require_plain(item, f"{where}[{index}]")
+            _require_plain(item, f"{where}[{index}]")
     elif type(value) not in (str, int, float, bool, type(None), torch.Tensor, nn.Parameter):
         raise TypeError(f"{where} is a {type(value).__name__}; only plain types can be saved")

@@ -1,4 +1,4 @@
-"""What the scripts' command lines share: flags, default folders, errors and exit codes."""
+"""What the scripts' command lines share: flags, summaries, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from models import ARCHS, SHORTCUTS, STAGES
+from pruning import METHODS, PruningConfig
+from pruning.config import ALIASES, ALLOCATIONS, SCOPES
+from pruning.criteria import CRITERIA, WORDS
+from pruning.soft import SCHEDULES
+from pruning.weight import WEIGHT_CRITERIA
 
+from .config import NetworkConfig, Recipe, RunConfig, fill
 from .data import AUGMENTATIONS, DATASETS
+from .device import rank
 from .log import say
-from .machine import rank
-from .runs import plain
-from .train import LR_SCHEDULES, Recipe
+from .run import plain
+from .train import LR_SCHEDULES
 
-# Flags that say where or how to run, but not what comes out.
-INCIDENTAL = {
-    *("save", "model", "refine", "like", "teacher", "data"),
-    *("device", "threads", "force", "debug"),
-}
+PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -60,103 +61,110 @@ def number(kind: type, low: float, high: float = 1e9, open_low: bool = False) ->
     return parse
 
 
+def _ratio(text: str) -> float | tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    return values[0] if len(values) == 1 else values
+
+
+_ratio.__name__ = "ratio"
+
+
 def add_run_flags(p: argparse.ArgumentParser) -> None:
     """What to work on, where to put it, on which machine."""
-    which = p.add_argument_group("which run")
-    which.add_argument("--dataset", choices=DATASETS, help="(default: cifar100)")
-    which.add_argument(
-        "--data", type=Path, default=Path("data"), metavar="DIR", help="where the images are"
-    )
-    which.add_argument(
-        "--image-size", type=number(int, 8), metavar="N", help="pixels (default: 32)"
-    )
-    which.add_argument("--arch", choices=ARCHS, help="(default: resnet)")
-    which.add_argument("--depth", type=int, choices=sorted(STAGES), help="(default: 50)")
-    which.add_argument(
-        "--width",
-        type=number(int, 1),
-        metavar="N",
-        help="channels of the first stage (default: 64, or 16 for the thin depths)",
-    )
-    which.add_argument(
-        "--shortcut", choices=SHORTCUTS, help="(default: B, or A for the thin depths)"
-    )
-    which.add_argument("--seed", type=number(int, 0, 2**31), metavar="N", help="(default: 0)")
-    which.add_argument("--save", type=Path, metavar="DIR", help="run folder (default: in runs/)")
-    which.add_argument("--force", action="store_true", help="start over, whatever DIR holds")
+    usual = NetworkConfig()
+    add = p.add_argument_group("network and data").add_argument
+    add("--dataset", choices=DATASETS, help=f"images (default: {usual.dataset})")
+    add("--data", type=Path, default=RunConfig.data, metavar="DIR", help="folder of the images")
+    size = f"height and width in pixels (default: {usual.image_size})"
+    add("--image-size", type=number(int, 8), metavar="N", help=size)
+    many = "random subset of N training images (default: all)"
+    add("--train-images", type=number(int, 2), metavar="N", help=many)
+    add("--arch", choices=ARCHS, help=f"kind of blocks (default: {usual.arch})")
+    depth = f"number of layers (default: {usual.depth})"
+    add("--depth", type=int, choices=sorted(STAGES), help=depth)
+    width = "channels of the first stage (default: 64, or 16 for the thin depths)"
+    add("--width", type=number(int, 1), metavar="N", help=width)
+    shortcut = "zero padding (A, A-end) or projection (default: B, or A for the thin depths)"
+    add("--shortcut", choices=SHORTCUTS, help=shortcut)
+    add("--seed", type=number(int, 0, 2**31), metavar="N", help="random seed (default: 0)")
+    add = p.add_argument_group("output").add_argument
+    add("--save", type=Path, metavar="DIR", help="run folder (default: in runs/)")
+    add("--force", action="store_true", help="fresh start, whatever DIR holds")
     add_machine_flags(p)
 
 
 def add_machine_flags(p: argparse.ArgumentParser) -> None:
     """Where and how to compute."""
-    g = p.add_argument_group("machine")
-    g.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
-    g.add_argument(
-        "--threads", type=number(int, 1, 1024), metavar="N", help="of the CPU (default: all)"
-    )
-    g.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="auto: bf16 where the hardware gains from it",
-    )
-    g.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add = p.add_argument_group("machine").add_argument
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="device to compute on")
+    add("--threads", type=number(int, 1, 1024), metavar="N", help="CPU threads (default: all)")
+    precision = "number format of convolutions; auto: bf16 where the hardware gains from it"
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
 
 
-def add_training_flags(p: argparse.ArgumentParser, defaults: Recipe | None) -> None:
+def add_training_flags(p: argparse.ArgumentParser, usual: Recipe | None = None) -> None:
     """How to train. A flag that is not given is None, for the stage to fill from a recipe."""
-    g = p.add_argument_group("training")
-    add = g.add_argument
+    add = p.add_argument_group("training").add_argument
     actions = [
-        add("--epochs", type=number(int, 1), metavar="N", help="passes over the images"),
-        add("--batch-size", type=number(int, 2), metavar="N", help="of all processes"),
-        add("--lr", type=number(float, 0, open_low=True), metavar="X", help="at its peak"),
-        add("--lr-schedule", choices=LR_SCHEDULES, help="of the learning rate"),
-        add("--momentum", type=number(float, 0, 1), metavar="X", help="Nesterov's"),
-        add("--weight-decay", type=number(float, 0), metavar="X", help="on all parameters"),
+        add("--epochs", type=number(int, 1), metavar="N", help="passes over the training images"),
+        add("--batch-size", type=number(int, 2), metavar="N", help="images of a step, in all"),
+        add("--lr", type=number(float, 0, open_low=True), metavar="X", help="peak learning rate"),
+        add("--lr-schedule", choices=LR_SCHEDULES, help="course of the learning rate"),
+        add("--momentum", type=number(float, 0, 1), metavar="X", help="Nesterov momentum"),
+        add("--weight-decay", type=number(float, 0), metavar="X", help="L2 penalty on all weights"),
         add("--label-smoothing", type=number(float, 0, 1), metavar="X", help="0 for none"),
-        add("--augment", choices=AUGMENTATIONS, help="of the training images"),
+        add("--augment", choices=AUGMENTATIONS, help="augmentation of the training images"),
     ]
-    for action in actions if defaults else ():
-        action.help += f" (default: {getattr(defaults, action.dest)})"
-    g.add_argument(
-        "--train-images",
-        type=number(int, 2),
-        metavar="N",
-        help="use only N training images, drawn once and for all (default: all)",
-    )
-    g.add_argument("--compile", action="store_true", help="torch.compile the network")
+    for action in actions if usual else ():
+        action.help += f" (default: {getattr(usual, action.dest)})"
+    add("--compile", action="store_true", help="torch.compile for the network")
 
 
-def fill_recipe(args: argparse.Namespace, recipe: Recipe) -> None:
-    """Fill the training flags that were not given."""
-    for field, value in recipe._asdict().items():
-        if getattr(args, field, None) is None:
-            setattr(args, field, value)
+def add_pruning_flags(p: argparse.ArgumentParser) -> None:
+    """How to prune. In a later stage the same flags find the run again."""
+    g = p.add_argument_group("pruning")
+    methods = [*METHODS, *ALIASES]
+    told = "l1 (or filters): cut filters; soft: zero them while training, then cut; weight "
+    told += "(or unstructured): mask single weights (default: l1)"
+    g.add_argument("--method", choices=methods, help=told)
+    add = g.add_mutually_exclusive_group().add_argument
+    told = "fraction to remove (default: 0.3); with commas: one for each stage of the network"
+    add("--ratio", type=_ratio, metavar="R[,R...]", help=told)
+    for name, what in (("macs", "MACs"), ("params", "parameters"), ("latency", "latency")):
+        told = f"fraction of the dense network's {what} to keep"
+        add(f"--target-{name}", type=float, metavar="F", help=told)
+    add("--pattern", metavar="N:M", help="weight: N weights kept of every M")
+    add = g.add_argument
+    told = "; ".join(f"{name}: {words}" for name, words in WORDS.items())
+    told += " (default: l1; soft: l2; weight: magnitude)"
+    criteria = dict.fromkeys([*CRITERIA, *WEIGHT_CRITERIA])
+    add("--criterion", choices=criteria, help=told)
+    told = "inner: within blocks; all: the residual sum too (default: inner)"
+    add("--scope", choices=SCOPES, help=told)
+    told = "layer: the ratio everywhere; global: where scores are lowest; sensitivity: where "
+    told += "accuracy suffers least (default: layer; weight: global)"
+    add("--allocation", "--threshold", choices=ALLOCATIONS, help=told)
+    told = "stages, blocks, groups or layers to leave whole"
+    add("--skip", nargs="+", metavar="NAME", help=told)
+    told = "least number of channels of a group, or least fraction if below 1 (default: 1; 0.1 "
+    add("--min-keep", type=float, metavar="N", help=told + "unless --allocation is layer)")
+    told = "multiple that widths are rounded to (default: 1; for a latency, what the device likes)"
+    add("--round-to", type=int, metavar="N", help=told)
+    told = "soft: rise of the ratio over the epochs (default: asymptotic)"
+    add("--schedule", choices=SCHEDULES, help=told)
+    told = "weight: pruning during fine-tuning, on a cubic schedule"
+    add("--gradual", action="store_true", default=None, help=told)
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The training flags as a Recipe."""
-    return Recipe(**{field: getattr(args, field) for field in Recipe._fields})
+def pruning_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says about pruning."""
+    given = {name: getattr(args, name) for name in PRUNING}
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def outcome_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that determine what comes out, for a run folder to compare."""
-    flags = {k: plain(v) for k, v in sorted(vars(args).items()) if k not in INCIDENTAL}
-    if args.dataset == "folder":  # the others have the same images wherever they are
-        flags["data"] = str(args.data.resolve())
-    return flags
-
-
-def versions() -> dict[str, str | None]:
-    """What produced a checkpoint: library versions and, in a git checkout, the commit."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
-        commit = found.stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
-    return {"torch": str(torch.__version__), "python": sys.version.split()[0], "commit": commit}
+def run_config(args: argparse.Namespace) -> RunConfig:
+    """Where and how to run."""
+    return fill(RunConfig, vars(args))
 
 
 class Interrupted(BaseException):
@@ -178,18 +186,28 @@ def _open_missing_streams() -> None:
 def run_script(
     build_parser: Callable[[], argparse.ArgumentParser],
     main: Callable[[argparse.Namespace], dict[str, Any]],
+    summary: Callable[[dict[str, Any]], str],
 ) -> None:
-    """Parse, run, print the one JSON line, and exit with the documented code."""
+    """Parse, run, print the result, and exit with the documented code.
+
+    The result is one JSON line or, on a terminal without --json, its `summary` for people.
+    """
     _open_missing_streams()
-    args = build_parser().parse_args()
+    p = build_parser()
+    p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
+    p.add_argument("--debug", action="store_true", help="traceback of an error")
+    args = p.parse_args()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
     code = 0
     try:
+        for_people = sys.stdout.isatty() and not args.json
         with contextlib.redirect_stdout(sys.stderr):
-            result = main(args)
+            result = plain(main(args))
         if rank() == 0:
-            print(json.dumps(plain(result), allow_nan=False), flush=True)
+            print(
+                summary(result) if for_people else json.dumps(result, allow_nan=False), flush=True
+            )
     except Interrupted as error:
         code = 128 + error.args[0]
         forced = " without --force" if getattr(args, "force", False) else ""
@@ -210,3 +228,22 @@ def run_script(
     if dist.is_initialized() and code == 0:
         dist.destroy_process_group()
     sys.exit(code)
+
+
+def stage_summary(result: dict[str, Any]) -> str:
+    """What stages 1 to 3 tell a person: what, how accurate, how small, where, and what next."""
+    stage, folder = result["stage"], Path(result["checkpoint"]).parent
+    lines = [f"{stage}: {result['arch']} {result['depth']} on {result['dataset']}"]
+    if result["top1"] is not None:
+        before = result.get("top1_before")
+        lines.append(f"top-1     {result['top1']:.2f} %")
+        lines[-1] += f", {before:.2f} % before" if before is not None else ""
+    for name, kind in (("params", "nonzero_params"), ("macs", "effective_macs")):
+        count, dense, left = result[name], result[f"dense_{name}"], result[kind]
+        lines.append(f"{name:9} {count / 1e6:.2f} M, {dense / count:.2f}x fewer than dense")
+        lines[-1] += f"; {left / 1e6:.2f} M not zero" if left < 0.99 * count else ""
+    lines.append(f"file      {result['checkpoint']}")
+    following = {"pruned": f"finetune.py --refine {folder}", "baseline": "res50prune.py --model "}
+    following["baseline"] += f"{folder} --ratio 0.5"
+    lines.append(f"next      python {following.get(stage, f'benchmark.py {folder}')}")
+    return "\n".join(lines)

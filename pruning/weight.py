@@ -7,16 +7,19 @@ channels that provably contribute nothing are cut out.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from models import channel_groups, spec_of
 
-from ..allocation import Kept, keep_count, matches
-from ..surgery import cut
-from .base import Method, Pruned, Row, State, Task
-from .masks import Masks, apply_masks, cut_masks, hold_masks, inherited
+from .allocation import Kept, keep_count, matches
+from .config import PruningConfig
+from .masks import Masks, apply_masks, cut_masks, hold_masks
+from .method import Method, Pruned, Row, State, Task
+from .surgery import cut
 
 GRADUAL_END = 0.75  # of the training; the rest recovers at the final sparsity
 GRADUAL_UPDATES = 100
@@ -43,7 +46,7 @@ def cubic(t: float) -> float:
     return 1 - (1 - min(1.0, t)) ** 3
 
 
-def weight_layers(model: nn.Module, skip: list[str]) -> tuple[list[str], dict[str, str]]:
+def weight_layers(model: nn.Module, skip: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Names of the convolutions and the classifier to prune, and why others are protected."""
     kinds = (nn.Conv2d, nn.Linear)
     names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
@@ -65,28 +68,26 @@ def masks_for(
     model: nn.Module,
     layers: list[str],
     ratio: float,
-    allocation: str = "global",
-    criterion: str = "magnitude",
+    config: PruningConfig,
     previous: Masks | None = None,
-    seed: int = 0,
 ) -> Masks:
     """Masks that remove the fraction `ratio` of the weights that `previous` masks left.
 
-    "global" removes the lowest scores of all layers together, "layer" the ratio in each. Every
-    layer keeps at least one weight.
+    Allocation "global" removes the lowest scores of all layers together, "layer" the ratio in
+    each. Every layer keeps at least one weight.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(config.seed)
     scores, remaining = {}, {}
     for name in layers:
         weight = model.get_submodule(name).weight
         # Contiguous, so that the flat view below is one: training keeps weights channels last.
-        own = WEIGHT_CRITERIA[criterion](weight, generator).float().contiguous()
+        own = WEIGHT_CRITERIA[config.criterion](weight, generator).float().contiguous()
         if previous and name in previous:
             own = own.masked_fill(~previous[name].to(own.device), -1.0)
         remaining[name] = int((own >= 0).sum())
         own.view(-1)[own.argmax()] = float("inf")  # a layer is never emptied
         scores[name] = own
-    if allocation == "layer":
+    if config.allocation == "layer":
         return {n: _best(s, max(1, keep_count(remaining[n], ratio))) for n, s in scores.items()}
     total = max(len(layers), keep_count(sum(remaining.values()), ratio))
     chosen = _best(torch.cat([s.flatten() for s in scores.values()]), total)
@@ -113,64 +114,6 @@ def pattern_masks(model: nn.Module, layers: list[str], kept: int, block: int) ->
     return masks
 
 
-def prune(model: nn.Module, task: Task) -> Pruned:
-    """Mask the weights that score lowest; with --gradual only set up, for the training to do."""
-    options = task.options
-    layers, protected = weight_layers(model, options.skip)
-    previous = inherited(task.previous).get("masks")
-    if isinstance(options.ratio, list):
-        raise ValueError("--method weight takes one --ratio, not one per stage")
-    if not layers:
-        raise ValueError("--skip leaves nothing to prune")
-    if options.pattern:
-        kept, block = (int(part) for part in options.pattern.split(":"))
-        masks = pattern_masks(model, layers, kept, block)
-        if not masks:
-            raise ValueError(f"--pattern {options.pattern}: no layer's inputs divide into blocks")
-        ratio = 1 - kept / block
-        protected |= {name: f"--pattern {options.pattern}" for name in layers if name not in masks}
-        for name in masks.keys() & (previous or {}).keys():
-            masks[name] &= previous[name]
-    else:
-        ratio = options.ratio
-        how = (options.allocation, options.criterion, previous, task.evidence.seed)
-        masks = masks_for(model, layers, ratio, *how)
-    masks = {**(previous or {}), **masks}
-    masked = copy.deepcopy(model)
-    apply_masks(masked, masks)
-    state: State = {"masks": masks, "pattern": options.pattern}
-    network, _ = finish(masked, state)
-    if options.gradual:
-        plan = {"layers": layers, "ratio": ratio, "seed": task.evidence.seed, "start": previous}
-        plan |= {name: getattr(options, name) for name in ("allocation", "criterion")}
-        state |= {"masks": dict(previous or {}), "plan": plan}
-    rows = _rows(model, masks, protected)
-    return Pruned(model if options.gradual else masked, network, masked, ratio, state, rows)
-
-
-def _rows(model: nn.Module, masks: Masks, protected: dict[str, str]) -> list[Row]:
-    rows = []
-    for name in dict.fromkeys([*masks, *protected]):
-        size = model.get_submodule(name).weight.numel()
-        kept = int(masks[name].sum()) if name in masks else size
-        rows.append((name, size, kept, protected.get(name, "")))
-    return rows
-
-
-def after_step(
-    model: nn.Module, state: State, optimizer: torch.optim.Optimizer, step: int, steps: int
-) -> None:
-    """Follow the gradual schedule, if there is one, and hold the masks."""
-    hold_masks(model, state, optimizer, step, steps)
-    plan = state.get("plan")
-    if plan and step % max(1, steps // GRADUAL_UPDATES) == 0:
-        share = cubic((step + 1) / (GRADUAL_END * steps))
-        how = (plan[key] for key in ("allocation", "criterion", "start", "seed"))
-        masks = masks_for(model, plan["layers"], share * plan["ratio"], *how)
-        state["masks"] = (plan["start"] or {}) | masks
-        hold_masks(model, state, optimizer, step, steps)
-
-
 @torch.no_grad()
 def idle_channels(model: nn.Module) -> Kept:
     """Groups with channels that provably contribute nothing, and the channels that do.
@@ -185,7 +128,7 @@ def idle_channels(model: nn.Module) -> Kept:
         for layer, channels in group.consumers:
             weight = model.get_submodule(layer).weight.transpose(0, 1)[list(channels)]
             read |= weight.flatten(1).ne(0).any(1).cpu()
-        alive = torch.full((group.size,), group.scope == "stream")
+        alive = torch.full((group.size,), group.scope == "residual")
         for layer, channels in group.producers:
             module, own = model.get_submodule(layer), list(channels)
             alive |= module.weight[own].flatten(1).ne(0).any(1).cpu()
@@ -203,27 +146,86 @@ def idle_channels(model: nn.Module) -> Kept:
     return kept
 
 
-def finish(model: nn.Module, state: State) -> tuple[nn.Module, State]:
-    """Cut out the idle channels; that can make others idle, so until none is left.
+@dataclass
+class WeightState(State):
+    """Also what the gradual plan needs, and how many channels turned out idle."""
 
-    Not where a pattern counts in blocks of channels, which a cut would break up.
-    """
-    masks, before = state["masks"], sum(spec_of(model)["widths"].values())
-    while not state.get("pattern") and (kept := idle_channels(model)):
-        masks = cut_masks(spec_of(model), kept, masks)
-        model = cut(model, kept)
-    removed = before - sum(spec_of(model)["widths"].values())
-    rest = {key: value for key, value in state.items() if key != "plan"}
-    return model, {**rest, "masks": masks, "channels_removed": removed}
+    layers: list[str] = field(default_factory=list)  # that are pruned
+    start: Masks = field(default_factory=dict)  # the masks of an earlier pruning
+    channels_removed: int | None = None
 
 
-METHOD = Method(
-    prune,
-    after_step=after_step,
-    finish=finish,
-    defaults={"criterion": "magnitude", "allocation": "global"},
-    flags=("pattern", "gradual"),
-    criteria=tuple(WEIGHT_CRITERIA),
-    allocations=("layer", "global"),
-    from_scratch=True,
-)
+class Weight(Method):
+    """Mask the weights that score lowest: at once or, with --gradual, during training."""
+
+    State = WeightState
+    defaults = {"criterion": "magnitude", "allocation": "global"}
+    flags = ("pattern", "gradual")
+    criteria = tuple(WEIGHT_CRITERIA)
+    allocations = ("layer", "global")
+    trains = True
+
+    def prune(self, model: nn.Module, task: Task) -> Pruned:
+        config = self.config
+        layers, protected = weight_layers(model, config.skip)
+        if isinstance(config.ratio, tuple):
+            raise ValueError("--method weight takes one --ratio, not one per stage")
+        if not layers:
+            raise ValueError("--skip leaves nothing to prune")
+        if config.pattern:
+            kept, block = (int(part) for part in config.pattern.split(":"))
+            masks = pattern_masks(model, layers, kept, block)
+            if not masks:
+                raise ValueError(
+                    f"--pattern {config.pattern}: no layer's inputs divide into blocks"
+                )
+            ratio = 1 - kept / block
+            protected |= {n: f"--pattern {config.pattern}" for n in layers if n not in masks}
+            for name in masks.keys() & task.masks.keys():
+                masks[name] &= task.masks[name]
+        else:
+            ratio = config.ratio
+            masks = masks_for(model, layers, ratio, config, task.masks)
+        masks = {**task.masks, **masks}
+        masked = copy.deepcopy(model)
+        apply_masks(masked, masks)
+        self.state = WeightState(masks=masks)
+        network, _ = self.finish(masked)
+        if config.gradual:
+            earlier = dict(task.masks)
+            self.state = WeightState({}, dict(earlier), True, layers, earlier)
+        rows = _rows(model, masks, protected)
+        return Pruned(model if config.gradual else masked, network, masked, ratio, rows)
+
+    def on_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Follow the gradual schedule, if there is one, and hold the masks."""
+        hold_masks(model, self.state.masks, optimizer)
+        if self.state.pending and step % max(1, steps // GRADUAL_UPDATES) == 0:
+            share, start = cubic((step + 1) / (GRADUAL_END * steps)), self.state.start
+            ratio = share * self.config.ratio
+            masks = masks_for(model, self.state.layers, ratio, self.config, start)
+            self.state.masks = start | masks
+            hold_masks(model, self.state.masks, optimizer)
+
+    def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
+        """Cut out the idle channels; that can make others idle, so until none is left.
+
+        Not where a pattern counts in blocks of channels, which a cut would break up.
+        """
+        masks, before = self.state.masks, sum(spec_of(model)["widths"].values())
+        while not self.config.pattern and (kept := idle_channels(model)):
+            masks = cut_masks(spec_of(model), kept, masks)
+            model = cut(model, kept)
+        removed = before - sum(spec_of(model)["widths"].values())
+        return model, WeightState(masks=masks, channels_removed=removed)
+
+
+def _rows(model: nn.Module, masks: Masks, protected: dict[str, str]) -> list[Row]:
+    rows = []
+    for name in dict.fromkeys([*masks, *protected]):
+        size = model.get_submodule(name).weight.numel()
+        kept = int(masks[name].sum()) if name in masks else size
+        rows.append((name, size, kept, protected.get(name, "")))
+    return rows

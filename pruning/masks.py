@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from models import Spec
 
-from ..allocation import Kept
-from ..surgery import cut_tensors
-from .base import State
+from .allocation import Kept
+from .surgery import cut_tensors
 
 Masks = dict[str, Tensor]  # layer name -> bool, of the shape of its weight; True stays
 
@@ -23,26 +22,19 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
 
 
 @torch.no_grad()
-def hold_masks(
-    model: nn.Module, state: State, optimizer: torch.optim.Optimizer, step: int, steps: int
-) -> None:
-    """Zero what the masks in the state remove, in the weights and in their momentum.
+def hold_masks(model: nn.Module, masks: Masks, optimizer: torch.optim.Optimizer) -> None:
+    """Zero what the masks remove, in the weights and in their momentum.
 
     The masks are explicit: a weight that training happens to bring to zero is not frozen.
     """
-    for name, mask in state.get("masks", {}).items():
+    for name, mask in masks.items():
         weight = model.get_submodule(name).weight
         if mask.device != weight.device:
-            mask = state["masks"][name] = mask.to(weight.device)
+            mask = masks[name] = mask.to(weight.device)
         weight.mul_(mask)
         momentum = optimizer.state[weight].get("momentum_buffer")
         if momentum is not None:
             momentum.mul_(mask)
-
-
-def inherited(state: State | None) -> State:
-    """The part of an earlier state that every later pruning has to carry on: its masks."""
-    return {"masks": state["masks"]} if state and "masks" in state else {}
 
 
 def cut_masks(spec: Spec, kept: Kept, masks: Masks) -> Masks:

@@ -13,7 +13,7 @@ from .resnet import BASIC, BOTTLENECK, STEMS, THIN, Spec, block_plans
 _RENAMED = ((r"^module\.", ""), (r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc."))
 
 
-def adopt(content: Any, shortcut: str | None = None) -> tuple[Spec, dict[str, Tensor]]:
+def import_weights(content: Any, shortcut: str | None = None) -> tuple[Spec, dict[str, Tensor]]:
     """Spec and state dict of a torchvision-style ResNet, read off the names and shapes.
 
     `content` is a state dict, or a dict that holds one under "state_dict", "model" or "net".

@@ -1,0 +1,105 @@
+"""What a way of pruning is: the one class that the stages and the training loop know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from models import Cost
+
+from .config import ALLOCATIONS, PruningConfig
+from .criteria import CRITERIA, Batches
+from .masks import Masks, hold_masks
+
+Row = tuple[str, int, int, str]  # group or layer, size before, size after, why protected
+Measure = Callable[[nn.Module], tuple[float, float]]  # top-1 in percent, loss
+
+FILTER_FLAGS = (
+    *("target_macs", "target_params", "target_latency"),
+    *("scope", "min_keep", "round_to"),
+)
+
+
+@dataclass
+class State:
+    """What a method carries from stage to stage: plain types and tensors, saved by field name."""
+
+    kept: dict[str, list[int]] = field(default_factory=dict)  # group name -> kept channels
+    masks: Masks = field(default_factory=dict)  # of single weights
+    pending: bool = False  # whether the pruning is still to be done, by a training
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stage 2 gives to a method besides the network."""
+
+    dense: Cost  # of the original network: what targets refer to
+    image_size: int = 32
+    batches: Batches | None = None  # calibration data: training images, for a criterion to see
+    masks: Masks = field(default_factory=dict)  # that an earlier pruning left
+    latency: Callable[[nn.Module], float] | None = None  # as a fraction of the dense network's
+    multiple: int = 1  # of what the device likes widths to be
+    sensitivity: Mapping[str, Mapping[str, float]] | None = None  # group -> ratio -> drop
+
+
+class Pruned(NamedTuple):
+    """What a method gives back in stage 2."""
+
+    model: nn.Module  # handed over
+    network: nn.Module  # whose accuracy and cost are reported: `model` as it will be in the end
+    reference: nn.Module  # the same function as `network`, in a network of the old size
+    ratio: float | list[float]  # as asked for, or as a target needed it
+    rows: list[Row]
+
+
+class Method:
+    """A way of pruning. Only `prune` is needed; the other functions take part in training.
+
+    A training calls `on_gradients` before each update, `on_step` after it and `on_epoch` before
+    each evaluation, and evaluates, saves and hands over what `finish` gives. Weight masks in the
+    state are held throughout. In training, a method whose state is not `pending` has nothing left
+    to do but that.
+    """
+
+    State: type[State] = State
+    defaults: Mapping[str, Any] = MappingProxyType({})  # of the config, unlike the common ones
+    flags: tuple[str, ...] = FILTER_FLAGS  # of those that only some methods have, its own
+    criteria: tuple[str, ...] = tuple(CRITERIA)
+    allocations: tuple[str, ...] = ALLOCATIONS
+    trains: bool = False  # whether it can prune while a new network is trained
+    recalibrates: bool = False  # whether BatchNorm's statistics do not fit what `finish` gives
+
+    def __init__(self, config: PruningConfig, state: dict[str, Any] | None = None) -> None:
+        self.config = config
+        self.state = self.State(**(state or {}))
+
+    def prune(self, model: nn.Module, task: Task) -> Pruned:
+        """Stage 2. Changes nothing of `model`; what training needs to know goes into the state."""
+        raise NotImplementedError
+
+    def on_gradients(self, model: nn.Module) -> None:
+        """See the gradients of a batch, and change them if need be."""
+
+    def on_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int
+    ) -> None:
+        """Act after update number `step` (from 0) of `steps`."""
+        hold_masks(model, self.state.masks, optimizer)
+
+    def on_epoch(
+        self, model: nn.Module, progress: float, rows: list[dict[str, Any]], measure: Measure
+    ) -> dict[str, Any]:
+        """Act after an epoch, the fraction `progress` of all; returns what joins its log row.
+
+        May change the `rows` of earlier epochs.
+        """
+        return {}
+
+    def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
+        """The network as it would be handed over now, and its state. Changes nothing."""
+        return model, self.state

@@ -1,0 +1,96 @@
+"""Files of format 1, which said everything in one flat dict of flags, as those of format 2."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from pruning import resolve
+from pruning.config import PruningConfig
+
+from .config import NetworkConfig, Recipe, fill
+
+Flat = dict[str, Any]
+
+
+def checkpoint(content: Flat) -> Flat:
+    """The content of a checkpoint."""
+    history = [
+        {
+            **entry,
+            "arguments": identity(entry["arguments"], entry["stage"], len(content["history"])),
+        }
+        for entry in content["history"]
+    ]
+    old, steps = content["pruning"], []
+    if old:
+        made = [e["arguments"] for e in content["history"] if e["stage"] in ("pruned", "scratch")]
+        steps = [_step(flat) for flat in made] or [_step(old["options"])]
+        own = {key: old[key] for key in ("ratio", "dense", "share_cut")}
+        steps_told = [step.as_dict() for step in steps]
+        old = {"method": steps[-1].method, "steps": steps_told, **own, **state(old)}
+    told = {"history": history, "pruning": old, "control": control(content["stage"], steps)}
+    return {**content, **told}
+
+
+def control(stage: str, steps: list[PruningConfig]) -> str | None:
+    """What a network is there to be compared with: None for one that is no control."""
+    if stage == "like":
+        return "scratch"
+    if stage == "finetuned" and not steps:
+        return "longer"
+    return "random" if any(step.criterion == "random" for step in steps) else None
+
+
+def identity(flat: Flat, stage: str, stages: int = 0) -> Flat:
+    """What `arguments` are now: the configs of a run. `stages`: how many its checkpoint had."""
+    known: Flat = {**flat, "folder": flat.get("data")}
+    if stage == "pruned" and stages > 1:  # then these were read off the parent
+        known |= {"mean": None, "std": None}
+    made: Flat = {"network": _plain(fill(NetworkConfig, known)), "parent": flat.get("parent")}
+    if stage in ("pruned", "scratch"):
+        made["pruning"] = _step(flat).as_dict()
+    if stage == "pruned":
+        made["evaluate"] = not flat.get("no_eval")
+    else:
+        name = "equal-flops" if flat.get("budget") == "flops" else flat.get("recipe")
+        renamed = {"teacher": flat.get("teacher_hash"), "recalibrate": flat.get("reestimate_bn")}
+        made["recipe"] = _plain(fill(Recipe, {"name": name, **renamed}, flat))
+    return made
+
+
+def unfinished(content: Flat) -> Flat:
+    """What an unfinished training saved."""
+    flat, hooks = content.pop("arguments"), content.pop("hooks")
+    stage = "finetuned" if "recipe" in flat else "like" if flat.get("parent") else "baseline"
+    stage = "scratch" if stage == "baseline" and "name" in flat else stage
+    method = state(hooks) if hooks else None
+    return {**content, "method": method, "arguments": identity(flat, stage)}
+
+
+def state(old: Flat) -> Flat:
+    """The state of a pruning method, as a checkpoint or an unfinished training held it."""
+    plan = old.get("plan")
+    kept = {k.replace(".stream", ".residual"): v for k, v in (old.get("kept") or {}).items()}
+    new: Flat = {"kept": kept, "masks": old.get("masks") or {}, "pending": plan is not None}
+    if plan and old["method"] == "soft":
+        multiple = old["options"]["round_to"] or 1
+        new |= {"ratio": plan["ratio"], "history": plan["history"], "multiple": multiple}
+    elif plan:
+        new |= {"layers": plan["layers"], "start": plan["start"] or {}}
+    if "channels_removed" in old:
+        new["channels_removed"] = old["channels_removed"]
+    return new
+
+
+def _step(flat: Flat) -> PruningConfig:
+    given = {f.name: flat.get(f.name) for f in fields(PruningConfig)}
+    skip = [name.replace(".stream", ".residual") for name in given["skip"] or []]
+    ratio = tuple(given["ratio"]) if isinstance(given["ratio"], list) else given["ratio"]
+    if given["target_latency"]:  # then it was what the device likes
+        given["round_to"] = None
+    return resolve({**given, "skip": skip, "ratio": ratio})
+
+
+def _plain(config: NetworkConfig | Recipe) -> Flat:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in vars(config).items()}

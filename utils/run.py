@@ -1,0 +1,410 @@
+"""One stage at work: its input, its data, and the run folder that it writes.
+
+model.pt       the hand-over to the next stage
+metrics.jsonl  one object per epoch
+result.json    the line of standard output; written last, so it marks the stage as done
+resume.pt      the state after the last whole epoch, while training is unfinished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from models import build, cost_of, costs, import_weights, new_spec, spec_of
+
+from . import checkpoint as checkpoints
+from . import format1
+from .checkpoint import Checkpoint, CheckpointError, Pruning
+from .config import NetworkConfig, RunConfig, fill
+from .data import Data, load
+from .device import Machine, describe, rank
+from .files import locked, sha256, write_text
+from .log import say
+
+# Of an identity, what is not called like its flag.
+WORDS = {
+    **{"parent": "the input checkpoint", "name": "the recipe", "folder": "--data"},
+    **{"evaluate": "whether accuracy is measured", "lr_start": "the start of the schedule"},
+}
+
+
+# --------------------------------------------------------------------------- input
+
+
+def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> NetworkConfig:
+    """The network and data of a stage: those of the parent, or as `given`, or the defaults.
+
+    Raises ValueError if what is given contradicts the parent.
+    """
+    if parent is None:
+        told = fill(NetworkConfig, given)
+        shape = {"arch": told.arch, "width": given["width"], "shortcut": given["shortcut"]}
+        spec = new_spec(told.depth, 1, **shape)
+        told = replace(told, width=spec["width"], shortcut=spec["shortcut"])
+    else:
+        told = parent.network_config()
+        known = {**asdict(told), "mean": parent.data["mean"], "std": parent.data["std"]}
+        for name in ("dataset", "image_size", "arch", "depth", "width", "shortcut", "mean", "std"):
+            if given.get(name) not in (None, known[name]):
+                flag, file = name.replace("_", "-"), parent.file
+                contradicted = f"contradicts {file}, which has {known[name]}"
+                raise ValueError(f"--{flag} {given[name]} {contradicted}")
+        more = {key: given.get(key) for key in ("train_images", "mean", "std")}
+        told = replace(told, **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
+    folder = str(Path(given["data"]).resolve()) if told.dataset == "folder" else None
+    return replace(told, folder=folder)
+
+
+def default_folder(network: NetworkConfig, seed: int) -> Path:
+    """runs/<dataset>/<network>/seed<k>."""
+    return Path("runs", network.dataset, network.name, f"seed{seed}")
+
+
+def output_folder(config: RunConfig, usual: Path, parent: Checkpoint | None = None) -> Path:
+    """--save, or else `usual`; ValueError if the images or the input are there."""
+    folder = config.save or usual
+    if folder.resolve() == config.data.resolve():
+        raise ValueError(f"--save {folder} is where the images are; choose another folder")
+    if parent and parent.file.resolve() == (folder / "model.pt").resolve():
+        raise ValueError(f"{folder} holds the input of this stage; choose another --save")
+    return folder
+
+
+def read_parent(path: Path | None, given: Mapping[str, Any], usual: str) -> Checkpoint:
+    """The input of a stage: the checkpoint at `path`, or in `usual` beside this run's others.
+
+    A plain state dict is imported where `given` can say how its images are normalized. Raises
+    CheckpointError if it cannot be read.
+    """
+    if path is None:
+        path = default_folder(network_for(given), given["seed"] or 0) / usual
+    file = checkpoints.find(path)
+    content = checkpoints.load_file(file)
+    if checkpoints.is_checkpoint(content):
+        parent = checkpoints.parse(content, file)
+    elif "mean" not in given:
+        raise CheckpointError(f"{file}: not a checkpoint of this project; prune it first")
+    else:
+        parent = _import(content, file, given)
+    data, network = parent.data, parent.network_config()
+    say(f"from {file}: {network.name} for {data['dataset']}, {data['image_size']} pixels")
+    return parent
+
+
+def _import(content: Any, file: Path, given: Mapping[str, Any]) -> Checkpoint:
+    """A network trained elsewhere as the checkpoint that it never had."""
+    try:
+        spec, state_dict = import_weights(content, given["shortcut"])
+        build(spec, state_dict)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    if (given["mean"] is None) != (given["std"] is None):
+        raise ValueError("--mean and --std go together")
+    network = fill(NetworkConfig, given)
+    data = {"dataset": network.dataset, "image_size": network.image_size, "classes": None}
+    data |= {"mean": given["mean"], "std": given["std"]}
+    return Checkpoint("elsewhere", spec, state_dict, data, file=file)
+
+
+def require_finished(checkpoint: Checkpoint) -> None:
+    """Raise ValueError for a network that is set up for a pruning which training has yet to do."""
+    if checkpoint.pending:
+        what = f"its {checkpoint.steps[-1].method} pruning happens in finetune.py; run that first"
+        raise ValueError(f"{checkpoint.file}: {what}")
+
+
+def data_for(network: NetworkConfig, directory: Path, checkpoint: Checkpoint | None = None) -> Data:
+    """The data of a stage; with a checkpoint, normalized as its network was trained.
+
+    `train_images` takes a random subset of the training images. Raises ValueError if the classes
+    are not those of the network.
+    """
+    data = load(network.dataset, directory, network.image_size)
+    wanted = network.train_images
+    if wanted and wanted < len(data.train.labels):
+        data = data._replace(train=data.train.draw(wanted, seed=0))
+    if checkpoint is None:
+        return data
+    known, classes = checkpoint.data, checkpoint.spec["num_classes"]
+    if classes != len(data.classes) or known["classes"] not in (None, data.classes):
+        theirs = known["classes"] or [f"{classes} classes"]
+        odd = sorted(set(theirs) ^ set(data.classes))[:5]
+        raise ValueError(
+            f"--dataset {network.dataset} --data {directory} has {len(data.classes)} classes, the "
+            f"network {classes}; not in both: {', '.join(odd)}"
+        )
+    return data._replace(mean=known["mean"] or data.mean, std=known["std"] or data.std)
+
+
+# ---------------------------------------------------------------------- run folder
+
+
+@dataclass
+class Outcome:
+    """What a stage made. `measured` holds at least top1, loss and seconds."""
+
+    model: nn.Module  # handed over
+    measured: dict[str, Any]
+    pruning: Pruning | None = None
+    network: nn.Module | None = None  # what `model` will be when its pruning ends, if not the same
+
+
+class Run(contextlib.AbstractContextManager):
+    """One stage at work in its folder, where no other process may work meanwhile.
+
+    `result` is set if the stage is done, `state` if it was interrupted. Only the process of
+    rank 0 writes.
+    """
+
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], machine: Machine, force: bool = False
+    ) -> None:
+        """Enter `folder`. `identity` is all that determines the outcome, as plain data.
+
+        With `force`, what the folder holds is ignored, and replaced once there is something to
+        replace it. Raises ValueError if the folder was made with another identity.
+        """
+        self.folder = folder
+        self.identity = plain(identity)
+        self.machine = machine
+        self.result: dict[str, Any] | None = None
+        self.state: dict[str, Any] | None = None
+        self._force = force
+        self._held = contextlib.ExitStack()
+        self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        with _together():
+            if rank() == 0:
+                self._enter()
+        if dist.is_initialized():
+            shared = [self.result]
+            dist.broadcast_object_list(shared)  # the others follow what rank 0 found
+            self.result = shared[0]
+        if self.result is None and not force and self._path("resume.pt").is_file():
+            self.state = self._unfinished()
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # nothing came of it: leave no empty folders
+            for path in self._missing if rank() == 0 else ():
+                path.rmdir()
+        self._held.close()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name
+
+    def _enter(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--save {self.folder} is not a folder")
+        if self._path("model.pt").is_dir():
+            raise ValueError(f"{self._path('model.pt')} is a folder; choose another --save")
+        # A finished stage is read without the lock: a process with --force may hold it just now.
+        with contextlib.suppress(OSError, CheckpointError):
+            self.result = self._finished()
+            if self.result and not self._path("resume.pt").exists():
+                return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            raise OSError(f"--save {self.folder} cannot be written to; choose another folder")
+        try:
+            self._held.enter_context(locked(self.folder, wait=False))
+        except BlockingIOError:
+            message = "another process is at work in this folder; wait, or choose another --save"
+            raise OSError(f"{self.folder}: {message}") from None
+        for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
+            left_over.unlink()
+        self.result = self._finished()
+        if self.result:
+            self._path("resume.pt").unlink(missing_ok=True)  # killed just before it was removed
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The result of the stage, if it is done and need not be done again."""
+        file, model = self._path("result.json"), self._path("model.pt")
+        if self._force or not (file.is_file() and model.is_file()):
+            return None
+        try:
+            result = json.loads(file.read_text())
+            made_with = result["arguments"]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise CheckpointError(f"{file}: damaged; --force starts over") from None
+        checkpoint = checkpoints.parse(checkpoints.load_file(model, "--force starts over"), model)
+        if "pruning" not in result:  # of format 1: brought up to date
+            made_with = checkpoint.history[-1]["arguments"]
+            result |= {"arguments": made_with, "control": checkpoint.control}
+            result["pruning"] = [step.as_dict() for step in checkpoint.steps]
+            result.pop("tag", None)
+            with contextlib.suppress(OSError):
+                write_text(file, json.dumps(result) + "\n")
+        self._compare(made_with)
+        return {**result, "checkpoint": str(model)}  # the folder may have moved
+
+    def _unfinished(self) -> dict[str, Any]:
+        """What `save_state` saved."""
+        file = self._path("resume.pt")
+        state = checkpoints.load_file(file, "--force starts over")
+        try:
+            if "hooks" in state:
+                state = format1.unfinished(state)
+            self._compare(state["arguments"])
+            return state
+        except (AttributeError, KeyError, TypeError):
+            raise CheckpointError(f"{file}: damaged; --force starts over") from None
+
+    def _compare(self, made_with: dict[str, Any]) -> None:
+        old, new = (dict(_leaves(identity)) for identity in (made_with, self.identity))
+        differing = [
+            f"{_flag(name)} was {_show(old.get(name))}, is {_show(new.get(name))}"
+            for name in sorted(old.keys() | new.keys())
+            if plain(old.get(name)) != new.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} was made with other arguments: {'; '.join(differing)}. "
+                "Choose another folder with --save, or start over with --force"
+            )
+
+    def _replace(self) -> None:
+        """Now there is something new: what `force` ignored goes, the mark of being done first."""
+        if self._force:
+            for name in ("result.json", "resume.pt", "metrics.jsonl", "model.pt"):
+                self._path(name).unlink(missing_ok=True)
+        self._force = False
+
+    def save_state(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Record the end of an epoch: everything needed to go on from here, and the log."""
+        if rank() == 0:
+            self._replace()
+            state = {**state, "rows": rows, "arguments": self.identity}
+            checkpoints.save_plain(self._path("resume.pt"), state)
+            lines = [json.dumps(plain(row)) + "\n" for row in rows]
+            write_text(self._path("metrics.jsonl"), "".join(lines))
+
+    def hand_over(
+        self, stage: str, outcome: Outcome, data: Data, parent: Checkpoint | None = None
+    ) -> dict[str, Any]:
+        """Write the checkpoint, then the result that marks the stage as done; returns it."""
+        spec, network = spec_of(outcome.model), outcome.network or outcome.model
+        pruning, made_with = outcome.pruning, versions()
+        recipe, step = (self.identity.get(key) for key in ("recipe", "pruning"))
+        seed = (recipe or step)["seed"]
+        metrics = {**outcome.measured, **costs(network, data.image_size)}
+        entry = {
+            "stage": stage,
+            "arguments": self.identity,
+            "seed": seed,
+            "versions": made_with,
+            "machine": describe(self.machine),
+            "metrics": metrics,
+            "parent": self.identity["parent"],
+        }
+        steps = pruning.steps if pruning else []
+        checkpoint = Checkpoint(
+            stage,
+            spec,
+            {key: value.cpu().contiguous() for key, value in outcome.model.state_dict().items()},
+            data.description(),
+            replace(pruning, state=_on_cpu(pruning.state)) if pruning else None,
+            format1.control(stage, steps),
+            metrics,
+            [*(parent.history if parent else []), entry],
+        )
+        dense = cost_of(checkpoint.dense, data.image_size)
+        result = {
+            "stage": stage,
+            "checkpoint": str(self._path("model.pt")),
+            "dataset": data.name,
+            "arch": spec["arch"],
+            "depth": spec["depth"],
+            "method": steps[-1].method if steps else None,
+            "ratio": pruning.ratio if pruning else 0.0,
+            "seed": seed,
+            "pruning": [step.as_dict() for step in steps],
+            "control": checkpoint.control,
+            **metrics,
+            "dense_params": dense.params,
+            "dense_macs": dense.macs,
+            "widths": spec_of(network)["widths"],
+            "machine": describe(self.machine),
+            "commit": made_with["commit"],
+            "arguments": self.identity,
+        }
+        result = plain(result)
+        if rank() == 0:
+            self._replace()
+            checkpoint.save(self._path("model.pt"))
+            result["sha256"] = sha256(self._path("model.pt"))  # what later stages call parent
+            write_text(self._path("result.json"), json.dumps(result) + "\n")
+            self._path("resume.pt").unlink(missing_ok=True)
+        return result
+
+
+def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of an identity, without the configs that they stand in."""
+    for name, value in identity.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield name, value
+
+
+def _flag(name: str) -> str:
+    return WORDS.get(name, "--" + name.replace("_", "-"))
+
+
+def _show(value: Any) -> str:
+    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What one process raises in the block is raised by all, instead of some waiting for ever."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    if dist.is_initialized():
+        errors: list[Exception | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        error = next((e for e in errors if e is not None), None)
+    if error is not None:
+        raise error
+
+
+def plain(value: Any) -> Any:
+    """The same value for JSON: paths as text, tuples as lists, None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def versions() -> dict[str, str | None]:
+    """What produced a checkpoint: library versions and, in a git checkout, the commit."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
+        commit = found.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    return {"torch": str(torch.__version__), "python": sys.version.split()[0], "commit": commit}
