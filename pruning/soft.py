@@ -79,7 +79,7 @@ def tame_gradients(model: nn.Module, groups: list[Group], kept: dict[str, list[i
 class SoftState(State):
     """Also what the plan needs: the final ratio, and the choices of all epochs so far."""
 
-    ratio: float | list[float] = 0.0
+    final_ratio: float | list[float] = 0.0
     multiple: int = 1
     history: list[Tensor] = field(default_factory=list)  # of bool, True for a kept channel
 
@@ -142,7 +142,7 @@ class Soft(Method):
 
     def _choose(self, groups: list[Group], scores: dict[str, Tensor], share: float) -> Kept:
         """The channels that stay where only a `share` of the final ratio goes."""
-        config, ratio = self.config, self.state.ratio
+        config, ratio = self.config, self.state.final_ratio
         ratio = [r * share for r in ratio] if isinstance(ratio, list) else ratio * share
         if config.allocation == "global":
             scores = normalize_scores(scores, config.criterion)
@@ -155,7 +155,7 @@ class Soft(Method):
             return model, self.state
         kept = {name: torch.tensor(index) for name, index in self.state.kept.items()}
         masks = cut_masks(spec_of(model), kept, self.state.masks)
-        return cut(model, kept), SoftState(self.state.kept, masks, ratio=self.state.ratio)
+        return cut(model, kept), SoftState(self.state.kept, masks)
 
 
 def _overlap(choice: Tensor, final: Tensor) -> float:

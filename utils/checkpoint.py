@@ -48,7 +48,7 @@ class Pruning:
         steps = [step.as_dict() for step in self.steps]
         own = {"steps": steps, "ratio": self.ratio, "dense": self.dense}
         own |= {"method": self.steps[-1].method, "share_cut": self.share_cut}
-        return own | self.state
+        return dict(**own, **self.state)  # raises TypeError if a name is used twice
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Pruning:

@@ -46,7 +46,7 @@ class Split(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A dataset, and the statistics that normalise it (of the training images, in [0, 1])."""
+    """A dataset, and the statistics that normalize it (of the training images, in [0, 1])."""
 
     name: str
     classes: list[str]
@@ -160,7 +160,7 @@ def _decode(name: str, listing: dict, image_size: int) -> Data:
 
 
 def _with_statistics(name: str, classes: list[str], train: Split, test: Split) -> Data:
-    """Mean and standard deviation per colour channel, from exact counts of the 256 values."""
+    """Mean and standard deviation per color channel, from exact counts of the 256 values."""
     mean, std = [], []
     levels = np.arange(256) / 255
     for channel in range(3):
@@ -283,7 +283,7 @@ def synthetic(image_size: int = 32, classes: int = 20, seed: int = 0) -> Data:
 # ----------------------------------------------------------------------- batches
 
 
-def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """uint8 images (n, h, w, 3) as float32 input (n, 3, h, w), channels last in memory."""
     scale = 1 / (255 * torch.tensor(std, device=images.device))
     shift = torch.tensor(mean, device=images.device) * 255
@@ -293,10 +293,10 @@ def normalise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
 def sample(
     data: Data, count: int, seed: int, batch_size: int = 64
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `count` training images drawn at random, normalised, not augmented."""
+    """Batches of `count` training images drawn at random, normalized, not augmented."""
     batches = (part.split(batch_size) for part in data.train.draw(count, seed))
     for images, labels in zip(*batches, strict=True):
-        yield normalise(images, data.mean, data.std), labels
+        yield normalize(images, data.mean, data.std), labels
 
 
 def epoch_batches(
@@ -307,7 +307,7 @@ def epoch_batches(
     augment: str = "crop-flip",
     part: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of shuffled, augmented, normalised batches; a partial last batch is left out.
+    """One epoch of shuffled, augmented, normalized batches; a partial last batch is left out.
 
     `split` holds the training images, on the device, and padded with `pad_for_crops` if `augment`
     crops. All random choices are drawn at once from `epoch_seed`, so the batches depend neither
@@ -333,7 +333,7 @@ def epoch_batches(
         if augment == "crop-flip":
             flip = flips[chosen][part].view(-1, 1, 1, 1)
             batch = torch.where(flip, batch.flip(2), batch)
-        yield normalise(batch.contiguous(), data.mean, data.std), labels[index]
+        yield normalize(batch.contiguous(), data.mean, data.std), labels[index]
 
 
 def pad_for_crops(images: Tensor, augment: str) -> Tensor:

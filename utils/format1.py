@@ -75,7 +75,7 @@ def state(old: Flat) -> Flat:
     new: Flat = {"kept": kept, "masks": old.get("masks") or {}, "pending": plan is not None}
     if plan and old["method"] == "soft":
         multiple = old["options"]["round_to"] or 1
-        new |= {"ratio": plan["ratio"], "history": plan["history"], "multiple": multiple}
+        new |= {"final_ratio": plan["ratio"], "history": plan["history"], "multiple": multiple}
     elif plan:
         new |= {"layers": plan["layers"], "start": plan["start"] or {}}
     if "channels_removed" in old:

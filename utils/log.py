@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .machine import rank
+from .device import rank
 
 
 def say(message: str) -> None:

@@ -108,7 +108,7 @@ def fit(
         row |= {"loss": loss, "top1": top1, **told, "seconds": time.perf_counter() - start}
         rows.append(row)
         run.save_state(training.state(), rows)
-        say(_line(row, recipe.epochs))
+        say(_line(rows, recipe.epochs))
     return Trained(*finish(), rows)
 
 
@@ -192,11 +192,14 @@ class _Training:
         return (1 - weight) * loss + weight * t * t * soft
 
 
-def _line(row: dict[str, Any], epochs: int) -> str:
+def _line(rows: list[dict[str, Any]], epochs: int) -> str:
+    row = rows[-1]
+    left = sum(r["seconds"] for r in rows) / len(rows) * (epochs - len(rows))
+    told = f"  {left / 60:.0f} min left" if left > 90 else f"  {left:.0f} s left" if left else ""
     return (
-        f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.4f}  train loss {row['train_loss']:.3f} "
-        f"top1 {row['train_top1']:5.2f}  test loss {row['loss']:.3f} top1 {row['top1']:5.2f}  "
-        f"{row['images_per_second']:.0f} img/s"
+        f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.4f}  train {row['train_loss']:.3f} "
+        f"{row['train_top1']:5.2f} %  test {row['loss']:.3f} {row['top1']:5.2f} %  "
+        f"{row['images_per_second']:.0f} images/s{told}"
     )
 
 

@@ -21,6 +21,7 @@ NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size"
 TRAIN = ["--epochs", "2", "--train-images", "512", "--batch-size", "64"]
 KEYS = {
     *("stage", "checkpoint", "dataset", "arch", "depth", "method", "ratio", "seed"),
+    *("pruning", "control"),
     *("top1", "loss", "params", "macs", "seconds"),
 }
 

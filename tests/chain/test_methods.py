@@ -1,20 +1,23 @@
 """Every way of pruning through the commands, the controls, and how to add one's own."""
 
-import argparse
 import json
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
 
 import finetune
+import main
 import res50prune
 from models import cost_of, new_spec, spec_of
-from pruning import options
-from pruning.methods import METHODS, Method, Pruned, Task
+from pruning import METHODS, Method, Pruned, PruningConfig, Task, name_of, resolve
 from tests.command import result, run
 from tests.conftest import lively
 from utils import checkpoint as checkpoints
+from utils import cli
+from utils.config import NetworkConfig, Recipe
+from utils.run import WORDS
 
 NET = ["--depth", "26", "--arch", "resnet_de", "--width", "4"]
 DATA = ["--dataset", "synthetic", "--image-size", "16"]
@@ -45,7 +48,7 @@ def test_soft(work):
     tuned = result(run("finetune.py", *flags, *TRAIN, cwd=work))
     assert pruned["params"] == tuned["params"]  # the figures of the cut network, from the start
     checkpoint = checkpoints.load(work / FOLDER / "soft-0.5/finetuned")
-    model = checkpoints.model_of(checkpoint)
+    model = checkpoint.network()
     assert sum(p.numel() for p in model.parameters()) == tuned["params"]
     rows = log(work, "soft-0.5/finetuned")
     assert rows[-1]["top1"] == tuned["top1"]
@@ -72,7 +75,7 @@ def test_weight(work, how):
     result(run("res50prune.py", *flags, cwd=work))
     tuned = result(run("finetune.py", *flags, *TRAIN, cwd=work))
     checkpoint = checkpoints.load(work / tuned["checkpoint"])
-    masks, state = checkpoint["pruning"]["masks"], checkpoint["state_dict"]
+    masks, state = checkpoint.pruning.state["masks"], checkpoint.state_dict
     kept = sum(int(mask.sum()) for mask in masks.values())
     assert not any(state[f"{name}.weight"][~mask].any() for name, mask in masks.items())
     others = sum(
@@ -96,13 +99,13 @@ def test_pruning_again_refers_to_what_is_left_and_targets_to_the_start(work):
     second = result(run(*again, "--target-macs", "0.4", cwd=work))
     assert second["macs"] / dense["macs"] == pytest.approx(0.4, abs=0.03)
     assert "l1-0.3+l1-macs0.4/pruned" in second["checkpoint"]
-    history = checkpoints.load(work / second["checkpoint"])["history"]
+    history = checkpoints.load(work / second["checkpoint"]).history
     assert [entry["stage"] for entry in history] == ["baseline", "pruned", "pruned"]
     masked = result(run(*again, "--method", "weight", "--ratio", "0.5", cwd=work))
     third = run("res50prune.py", "--model", masked["checkpoint"], "--ratio", "0.3", cwd=work)
     checkpoint = checkpoints.load(work / result(third)["checkpoint"])
-    for name, mask in checkpoint["pruning"]["masks"].items():  # cut along with the weights
-        assert mask.shape == checkpoint["state_dict"][f"{name}.weight"].shape
+    for name, mask in checkpoint.pruning.state["masks"].items():  # cut along with the weights
+        assert mask.shape == checkpoint.state_dict[f"{name}.weight"].shape
     own = run(*again, "--save", f"{FOLDER}/l1-0.3/pruned", "--force", cwd=work)
     assert own.returncode == 2
     assert "input" in own.stderr
@@ -132,17 +135,16 @@ def test_a_latency_target_is_met_on_the_clock():
     """With a clock that counts MACs, so that the answer is known; a real one is noisy."""
     model = lively(new_spec(18, 10, width=16))
     dense = cost_of(spec_of(model))
-    args = res50prune.build_parser().parse_args(["--target-latency", "0.6", "--scope", "all"])
-    options.fill_defaults(args)
+    method = METHODS["l1"](resolve({"target_latency": 0.6, "scope": "all"}))
 
     def clock(network):
         return cost_of(spec_of(network)).macs / dense.macs
 
-    pruned = METHODS["l1"].prune(model, Task(args, dense, 32, latency=clock))
+    pruned = method.prune(model, Task(dense, latency=clock))
     assert clock(pruned.network) == pytest.approx(0.6, abs=0.03)
-    args.target_latency = 1e-6
+    impossible = METHODS["l1"](resolve({"target_latency": 1e-6}))
     with pytest.raises(ValueError, match="cannot be reached"):
-        METHODS["l1"].prune(model, Task(args, dense, 32, latency=clock))
+        impossible.prune(model, Task(dense, latency=clock))
 
 
 def test_latency_on_the_real_clock(work):
@@ -174,8 +176,9 @@ def test_controls_and_what_is_finished_stays_finished(work, how):
     assert like["nonzero_params"] <= tuned["nonzero_params"]
     if how[0] != "weight":  # there, more channels may turn out idle
         assert like["params"] == tuned["params"]
-    assert like["arguments"]["epochs"] == 2  # those of the dense network
-    assert like["arguments"]["batch_size"] == 64
+    assert like["arguments"]["recipe"]["epochs"] == 2  # those of the dense network
+    assert like["arguments"]["recipe"]["batch_size"] == 64
+    assert like["control"] == "scratch"
 
 
 def test_a_control_of_equal_operations(work):
@@ -198,7 +201,7 @@ def test_what_pruning_cut_decides_the_learning_rate_of_the_recovery(work):
     masked = result(run("res50prune.py", *flags, "--method", "weight", "--ratio", "0.9", cwd=work))
     little = ["res50prune.py", "--model", masked["checkpoint"], "--ratio", "0.1", "--save", "less"]
     result(run(*little, cwd=work))
-    assert 0 < checkpoints.load(work / "less")["pruning"]["share_cut"] < 0.3
+    assert 0 < checkpoints.load(work / "less").pruning.share_cut < 0.3
 
 
 def test_how_a_network_trained_elsewhere_was_trained_is_not_known(work):
@@ -226,16 +229,16 @@ def test_recipes(work):
     result(run("res50prune.py", *flags, cwd=work))
     one = ["--epochs", "1", "--train-images", "256"]
     literal = result(run("finetune.py", *flags, *one, "--recipe", "li2017", cwd=work))
-    assert literal["arguments"]["lr"] == 0.001
-    assert literal["arguments"]["lr_schedule"] == "constant"
+    assert literal["arguments"]["recipe"]["lr"] == 0.001
+    assert literal["arguments"]["recipe"]["lr_schedule"] == "constant"
     rewound = result(run("finetune.py", *flags, *one, "--recipe", "lr-rewind", cwd=work))
-    assert rewound["arguments"]["lr_start"] == 0.5  # the second of two epochs
+    assert rewound["arguments"]["recipe"]["lr_start"] == 0.5  # the second of two epochs
     (row,) = log(work, "l1-0.4/finetuned-lr-rewind")
     assert row["lr"] == pytest.approx(0.1 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 2 / 7))))
-    teacher = ["--teacher", f"{FOLDER}/baseline", "--reestimate-bn"]
+    teacher = ["--teacher", f"{FOLDER}/baseline", "--recalibrate"]
     taught = result(run("finetune.py", *flags, *one, *teacher, cwd=work))
     assert "l1-0.4/finetuned-taught-bn" in taught["checkpoint"]
-    assert 0 < taught["top1_reestimated"] <= 100
+    assert 0 < taught["top1_recalibrated"] <= 100
 
 
 @pytest.mark.parametrize("how", [["soft", "--schedule", "constant"], ["weight", "--gradual"]])
@@ -254,22 +257,23 @@ def test_a_killed_pruning_resumes_with_the_same_bits(work, monkeypatch, how):
         return checkpoints.load(work / save)
 
     whole = checkpoint("whole")
-    method, steps = METHODS[how[0]], iter(range(100))
+    steps = iter(range(100))
 
-    def kill(model, state, *rest):
-        if next(steps) == 20:  # in the third epoch
-            raise Killed
-        method.after_step(model, state, *rest)
+    class Dying(METHODS[how[0]]):
+        def on_step(self, *rest):
+            if next(steps) == 20:  # in the third epoch
+                raise Killed
+            super().on_step(*rest)
 
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, how[0], method._replace(after_step=kill))
+        patch.setitem(METHODS, how[0], Dying)
         with pytest.raises(Killed):
             checkpoint("cut")
     resumed = checkpoint("cut")
-    for key, tensor in whole["state_dict"].items():
-        assert torch.equal(tensor, resumed["state_dict"][key]), key
-    for name, mask in whole["pruning"].get("masks", {}).items():
-        assert torch.equal(mask, resumed["pruning"]["masks"][name])
+    for key, tensor in whole.state_dict.items():
+        assert torch.equal(tensor, resumed.state_dict[key]), key
+    for name, mask in whole.pruning.state["masks"].items():
+        assert torch.equal(mask, resumed.pruning.state["masks"][name])
     skipped = ("seconds", "images_per_second")
     logs = [
         [{k: v for k, v in json.loads(line).items() if k not in skipped} for line in text]
@@ -282,27 +286,29 @@ def test_adding_a_method_is_one_small_file(work, monkeypatch, capsys):
     """A method that prunes nothing and counts its steps, through the real stages."""
     counted = []
 
-    def prune(model, task):
-        return Pruned(model, model, model, 0.0, {"note": "mine"}, [("everything", 1, 1, "")])
+    class Mine(Method):
+        def prune(self, model, task):
+            self.state.kept = {"note": [1]}
+            return Pruned(model, model, model, 0.0, [("everything", 1, 1, "")])
 
-    def after_step(model, state, optimizer, step, steps):
-        counted.append((state["note"], step, steps))
+        def on_step(self, model, optimizer, step, steps):
+            counted.append((self.state.kept["note"], step, steps))
 
-    monkeypatch.setitem(METHODS, "mine", Method(prune, after_step=after_step))
+    monkeypatch.setitem(METHODS, "mine", Mine)
     monkeypatch.chdir(work)
     flags = [*NET, *DATA, "--method", "mine"]
     res50prune.main(res50prune.build_parser().parse_args(flags))
     tuned = finetune.main(finetune.build_parser().parse_args([*flags, *TRAIN]))
     assert tuned["method"] == "mine"
-    assert counted == [("mine", step, 16) for step in range(16)]
+    assert counted == [([1], step, 16) for step in range(16)]
 
 
 def test_run_folders_are_named_by_what_is_not_the_default():
-    parser = argparse.ArgumentParser()
-    options.add_pruning_flags(parser)
+    parser = cli.parser("")
+    cli.add_pruning_flags(parser)
 
     def name(*flags):
-        return options.tag(parser.parse_args(flags))
+        return name_of([resolve(cli.pruning_flags(parser.parse_args(flags)))])
 
     assert name() == "l1-0.3"
     assert name("--ratio", "0.6", "--criterion", "l1") == "l1-0.6"
@@ -312,3 +318,42 @@ def test_run_folders_are_named_by_what_is_not_the_default():
     assert name("--ratio", "0.6,0.3,0.1", "--skip", "layer1.7") == "l1-0.6,0.3,0.1-skiplayer1.7"
     assert name("--skip", "fc", "conv1", "--method", "weight") == "weight-0.3-skipconv1,fc"
     assert name("--skip", "conv1", "fc", "conv1", "--method", "weight") == "weight-0.3-skipconv1,fc"
+    assert name("--method", "filters", "--criterion", "bn") == "l1-0.3-bn"
+    assert name("--method", "unstructured", "--ratio", "0.9") == "weight-0.9"
+    assert name("--allocation", "global", "--min-keep", "1") == "l1-0.3-global-min1"
+
+
+@pytest.mark.parametrize("script", [main, res50prune, finetune])
+def test_what_makes_a_run_is_what_its_flags_are_called(script):
+    """So that an error about a difference names flags that exist."""
+    p = script.build_parser()
+    flags = {option for action in p._actions for option in action.option_strings}
+    configs = [NetworkConfig, *([PruningConfig] if script is not finetune else [])]
+    configs += [Recipe] if script is not res50prune else []
+    made = {script.__name__: [field.name for config in configs for field in fields(config)]}
+    own = {"teacher", "temperature", "teacher_weight", "recalibrate"}  # of fine-tuning
+    foreign = {"mean", "std"} | (own if script is main else set())  # never differ elsewhere
+    for name in made[script.__name__]:
+        if name not in WORDS and not (name in foreign and script is not res50prune):
+            assert "--" + name.replace("_", "-") in flags, name
+
+
+def test_a_batch_that_nothing_looks_at_makes_no_other_run(work):
+    flags = [*NET, *DATA, "--ratio", "0.5"]
+    first = run("res50prune.py", *flags, cwd=work)
+    again = run("res50prune.py", *flags, "--batch-size", "32", cwd=work)
+    assert result(again) == result(first)
+
+
+def test_what_differs_is_told_in_flags(work):
+    flags = [*NET, *DATA, "--ratio", "0.4"]
+    result(run("res50prune.py", *flags, cwd=work))
+    tune = ["finetune.py", *flags, "--epochs", "1", "--train-images", "256", "--save", "tuned"]
+    result(run(*tune, "--teacher", f"{FOLDER}/baseline", cwd=work))
+    other = run(*tune, "--lr", "0.5", cwd=work)
+    assert other.returncode == 2
+    told = other.stderr.splitlines()[-1]
+    assert "--teacher was " in told
+    assert "--lr was " in told
+    assert "hash" not in told
+    assert "name" not in told

@@ -56,7 +56,7 @@ def test_counters_agree(arch, depth, stem, size):
     assert counter.get_total_flops() == 2 * cost.macs  # it counts two operations per MAC
 
 
-def test_thop_counts_normalisation_and_pooling_on_top():
+def test_thop_counts_normalization_and_pooling_on_top():
     from thop import profile
 
     spec = new_spec(50, 100)

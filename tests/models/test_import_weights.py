@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models import adopt, build, new_spec
+from models import build, import_weights, new_spec
 from tests.conftest import lively
 
 
@@ -37,7 +37,7 @@ def test_spec_is_read_off_the_shapes(depth, options, style):
     spec = new_spec(depth, 7, **options)
     model = lively(spec)
     hint = options.get("shortcut") if options.get("shortcut") != "B" else None
-    found, state = adopt({"state_dict": foreign(model.state_dict(), style)}, hint)
+    found, state = import_weights({"state_dict": foreign(model.state_dict(), style)}, hint)
     assert found == spec
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_spec_is_read_off_the_shapes(depth, options, style):
 
 def test_half_precision_becomes_single():
     state = {k: v.half() for k, v in lively(new_spec(20, 10)).state_dict().items()}
-    _, adopted = adopt(state)
+    _, adopted = import_weights(state)
     assert adopted["conv1.weight"].dtype == torch.float32
 
 
@@ -60,11 +60,11 @@ def test_half_precision_becomes_single():
 )
 def test_other_content_is_refused(content, message):
     with pytest.raises(ValueError, match=message):
-        adopt(content)
+        import_weights(content)
 
 
 def test_unknown_depth_is_refused():
     state = lively(new_spec(20, 10)).state_dict()
     short = {k: v for k, v in state.items() if not k.startswith("layer3.2")}
     with pytest.raises(ValueError, match="blocks"):
-        adopt(short)
+        import_weights(short)

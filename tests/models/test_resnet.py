@@ -74,7 +74,7 @@ def test_groups_cover_every_channel_once(arch, depth):
     model = build(spec)
     produced, consumed = {}, {}
     for group in channel_groups(spec):
-        written = group.producers + group.carriers
+        written = group.producers + group.passthrough
         for spans, seen in ((written, produced), (group.consumers, consumed)):
             for layer, channels in spans:
                 assert len(channels) == group.size
@@ -93,15 +93,15 @@ def test_streams():
         (depth, shortcut): [
             (g.name, g.size)
             for g in channel_groups(new_spec(depth, 10, shortcut=shortcut))
-            if g.scope == "stream"
+            if g.scope == "residual"
         ]
         for depth, shortcut in ((20, "A"), (20, "B"), (50, "B"))
     }
-    thin = ["layer1.stream", "layer2.stream", "layer3.stream"]
+    thin = ["layer1.residual", "layer2.residual", "layer3.residual"]
     # A padding shortcut carries the earlier channels on, so only the new ones are a new group.
     assert streams[20, "A"] == list(zip(thin, (16, 16, 32), strict=True))
     assert streams[20, "B"] == list(zip(thin, (16, 32, 64), strict=True))
-    assert streams[50, "B"][:2] == [("stem.stream", 64), ("layer1.stream", 256)]
+    assert streams[50, "B"][:2] == [("stem.residual", 64), ("layer1.residual", 256)]
 
 
 def test_strided_depthwise_convolutions_train_in_float32_on_a_cpu():

@@ -108,8 +108,8 @@ def test_equal_drop_removes_where_it_costs_least():
 
 def test_a_skipped_block_keeps_the_streams_that_run_through_it():
     chosen, protected = select(GROUPS, ["layer1.1"], "all")
-    assert protected["layer1.stream"] == "--skip layer1.1"
-    assert "layer3.stream" in {g.name for g in chosen}
+    assert protected["layer1.residual"] == "--skip layer1.1"
+    assert "layer3.residual" in {g.name for g in chosen}
 
 
 def test_names_protect_whole_path_components():

@@ -6,7 +6,7 @@ from torch import nn
 
 from models import build, channel_groups, new_spec, spec_of
 from pruning import criteria
-from pruning.criteria import CRITERIA, Evidence, by_filter, score
+from pruning.criteria import CRITERIA, Calibration, by_filter, score
 from tests.conftest import lively
 
 SPEC = new_spec(26, 7, arch="resnet_de", width=8)
@@ -24,7 +24,7 @@ def test_every_group_gets_finite_scores(criterion):
     model = lively(SPEC)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     groups = channel_groups(SPEC)
-    scores = score(model, groups, criterion, Evidence(0, images()))
+    scores = score(model, groups, criterion, Calibration(0, images()))
     for group in groups:
         assert scores[group.name].shape == (group.size,)
         assert scores[group.name].isfinite().all()
@@ -61,7 +61,7 @@ def test_taylor_estimates_the_squared_loss_of_removal():
     model = lively(new_spec(20, 7, width=4))
     batches = images(32, 32)
     group = next(g for g in channel_groups(spec_of(model)) if g.name == "layer3.2.conv1")
-    found = score(model, [group], "taylor", Evidence(0, batches))[group.name]
+    found = score(model, [group], "taylor", Calibration(0, batches))[group.name]
     ((x, y),) = batches()
     conv = model.layer3[2].conv1
     conv.weight.grad = None
@@ -82,8 +82,8 @@ def test_taylor_estimates_the_squared_loss_of_removal():
 
 def test_random_depends_on_the_seed_alone():
     groups = channel_groups(SPEC)
-    a, b = (score(lively(SPEC, i), groups, "random", Evidence(5)) for i in range(2))
-    other = score(lively(SPEC), groups, "random", Evidence(6))
+    a, b = (score(lively(SPEC, i), groups, "random", Calibration(5)) for i in range(2))
+    other = score(lively(SPEC), groups, "random", Calibration(6))
     assert all(torch.equal(a[g.name], b[g.name]) for g in groups)
     assert not torch.equal(a["layer1.0.conv1"], other["layer1.0.conv1"])
 

@@ -1,29 +1,17 @@
-import argparse
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from models import build, channel_groups, cost_of, new_spec, spec_of
-from pruning import options
-from pruning.methods import METHODS, Task, hooks
-from pruning.methods.soft import SCHEDULES, asymptotic, zero_filters
-from pruning.surgery import logit_difference, silence
+from pruning import METHODS, Task, resolve
+from pruning.soft import SCHEDULES, asymptotic, zero_filters
+from pruning.surgery import logit_difference, mask_channels
 
 
-def flags(*given):
-    parser = argparse.ArgumentParser()
-    options.add_pruning_flags(parser)
-    args = parser.parse_args(["--method", "soft", *given])
-    options.fill_defaults(args)
-    return args
-
-
-def set_up(model, *given):
-    args = flags(*given)
-    spec = spec_of(model)
-    pruned = METHODS["soft"].prune(model, Task(args, cost_of(spec), 32))
-    return options.record(args, "soft", pruned, spec, 0.5)
+def set_up(model, ratio, **given):
+    method = METHODS["soft"](resolve({"method": "soft", "ratio": ratio, **given}))
+    method.prune(model, Task(cost_of(spec_of(model))))
+    return method
 
 
 def measure(network):
@@ -51,40 +39,40 @@ def test_filters_go_to_zero_and_batchnorm_stays():
     assert torch.equal(model.layer1[0].bn1.weight, before)
 
 
-def train(model, state, epochs, start=0, rows=None, lr=0.05):
+def train(model, method, epochs, lr=0.05):
     """Some epochs of soft pruning on noise; returns the log."""
-    rows = [] if rows is None else rows
-    taking_part = hooks(model, state)
+    rows = []
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    torch.manual_seed(start)
-    for epoch in range(start, epochs):
+    torch.manual_seed(0)
+    for epoch in range(epochs):
         model.train()
         for _ in range(4):
             x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
-            taking_part["before_step"]()
+            method.on_gradients(model)
             optimizer.step()
-        rows.append({"epoch": epoch, **taking_part["after_epoch"](epoch, epochs, rows, measure)})
+        told = method.on_epoch(model, (epoch + 1) / epochs, rows, measure)
+        rows.append({"epoch": epoch, **told})
     return rows
 
 
 def test_the_ratio_follows_the_schedule_and_the_final_cut_has_it():
     model = build(new_spec(20, 10))
-    state = set_up(model, "--ratio", "0.5")
-    rows = train(model, state, 8)
+    method = set_up(model, 0.5)
+    rows = train(model, method, 8)
     assert rows[0]["pruned_ratio"] == pytest.approx(0.375, abs=0.03)
     assert rows[-1]["pruned_ratio"] == pytest.approx(0.5, abs=0.01)
     ratios = [row["pruned_ratio"] for row in rows]
     assert ratios == sorted(ratios)
-    slim, _ = METHODS["soft"].finish(model, state)
+    slim, _ = method.finish(model)
     assert spec_of(slim)["widths"]["layer2.0.conv1"] == 16
 
 
 def test_the_log_tells_what_moved():
     model = build(new_spec(20, 10))
-    state = set_up(model, "--ratio", "0.5", "--schedule", "constant")
-    rows = train(model, state, 5, lr=10.0)  # so high that any filter may come back
+    method = set_up(model, 0.5, schedule="constant")
+    rows = train(model, method, 5, lr=10.0)  # so high that any filter may come back
     total = sum(g.size for g in channel_groups(spec_of(model)) if g.scope == "inner")
     assert rows[0]["flipped"] == total // 2
     assert rows[0]["regrown"] == 0
@@ -115,21 +103,21 @@ def test_a_zeroed_filter_grows_back_where_the_data_want_it():
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     assert weight[0].norm() > 0.01
-    silent = silence(model, kept)
-    assert not silent.layer1[0].bn1.weight[0]  # while silencing is for good: no gradient reaches it
+    silent = mask_channels(model, kept)
+    assert not silent.layer1[0].bn1.weight[0]  # while masking is for good: no gradient reaches it
 
 
 def test_what_counts_is_the_cut_network():
     model = build(new_spec(20, 10))
-    state = set_up(model, "--ratio", "0.5")
-    train(model, state, 3)
+    method = set_up(model, 0.5)
+    train(model, method, 3)
     x = torch.randn(4, 3, 32, 32)
-    kept = {name: torch.tensor(index) for name, index in state["kept"].items()}
-    slim, _ = METHODS["soft"].finish(model, state)
+    kept = {name: torch.tensor(index) for name, index in method.state.kept.items()}
+    slim, _ = method.finish(model)
     zeroed, largest = logit_difference(model, slim, x)
-    silenced, _ = logit_difference(silence(model, kept), slim, x)
-    assert silenced <= 1e-4 * largest
-    assert zeroed > 10 * silenced  # the shifts of the zeroed filters are still in there
+    masked, _ = logit_difference(mask_channels(model, kept), slim, x)
+    assert masked <= 1e-4 * largest
+    assert zeroed > 10 * masked  # the shifts of the zeroed filters are still in there
 
 
 @pytest.mark.parametrize("threshold", ["global", "layer"])
@@ -137,9 +125,9 @@ def test_global_and_layer_thresholds(threshold):
     model = build(new_spec(20, 10))
     with torch.no_grad():
         model.layer1[1].conv1.weight[:8] *= 0.01
-    state = set_up(model, "--ratio", "0.2", "--threshold", threshold, "--schedule", "constant")
-    train(model, state, 1, lr=1e-6)
-    sizes = {name: len(index) for name, index in state["kept"].items()}
+    method = set_up(model, 0.2, allocation=threshold, schedule="constant")
+    train(model, method, 1, lr=1e-6)
+    sizes = {name: len(index) for name, index in method.state.kept.items()}
     expected = {"global": 8, "layer": 12}[threshold]
     assert sizes["layer1.1.conv1"] == expected
 
@@ -148,15 +136,15 @@ def test_a_zeroed_filter_gets_no_more_gradient_than_the_others():
     """BatchNorm would multiply it by hundreds, and the weakest come back as the strongest."""
     torch.manual_seed(0)
     model = build(new_spec(20, 10)).train()
-    state = set_up(model, "--ratio", "0.5")
-    state["kept"]["layer1.0.conv1"] = list(range(8, 16))
+    method = set_up(model, 0.5)
+    method.state.kept["layer1.0.conv1"] = list(range(8, 16))
     group = [g for g in channel_groups(spec_of(model)) if g.name == "layer1.0.conv1"]
     torch.nn.init.constant_(model.layer1[0].bn1.bias, 0.5)
     zero_filters(model, group, {"layer1.0.conv1": torch.arange(8, 16)})
     F.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.randint(10, (8,))).backward()
     norms = model.layer1[0].conv1.weight.grad.flatten(1).norm(dim=1).clone()
     assert norms[:8].median() > 20 * norms[8:].median()  # what would happen
-    hooks(model, state)["before_step"]()
+    method.on_gradients(model)
     tamed = model.layer1[0].conv1.weight.grad.flatten(1).norm(dim=1)
     assert tamed[:8].max() <= 1.01 * norms[8:].median()
     assert torch.equal(tamed[8:], norms[8:])

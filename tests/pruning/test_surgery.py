@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from models import build, channel_groups, cost_of, new_spec, spec_of
 from pruning.allocation import allocate, select
-from pruning.criteria import CRITERIA, Evidence, score
-from pruning.surgery import cut, cut_spec, logit_difference, silence
+from pruning.criteria import CRITERIA, Calibration, score
+from pruning.surgery import cut, cut_spec, logit_difference, mask_channels
 from tests.conftest import lively
 
 NETWORKS = {
@@ -39,11 +39,11 @@ def test_slim_equals_silenced(network, scope, ratio, allocation, criterion, seed
     model = lively(NETWORKS[network], seed)
     groups, _ = select(channel_groups(spec_of(model)), [], scope)
     batch = torch.randn(4, 3, 32, 32), torch.randint(7, (4,))
-    scores = score(model, groups, criterion, Evidence(seed, lambda: [batch]))
+    scores = score(model, groups, criterion, Calibration(seed, lambda: [batch]))
     drops = {g.name: {"0.3": i % 5, "0.7": 10 + i % 7} for i, g in enumerate(groups)}
     kept = allocate(groups, scores, ratio, allocation, sensitivity=drops)
-    slim, silenced = cut(model, kept), silence(model, kept)
-    difference, largest = logit_difference(silenced, slim, torch.randn(4, 3, 32, 32))
+    slim, masked = cut(model, kept), mask_channels(model, kept)
+    difference, largest = logit_difference(masked, slim, torch.randn(4, 3, 32, 32))
     assert difference <= 1e-4 * largest
     assert spec_of(slim) == cut_spec(spec_of(model), kept)
 
@@ -58,7 +58,9 @@ def test_any_choice_of_channels_can_be_cut(data, network):
         chosen = data.draw(st.sets(st.integers(0, group.size - 1), min_size=1), label=group.name)
         kept[group.name] = torch.tensor(sorted(chosen))
     slim = cut(model, kept)
-    difference, largest = logit_difference(silence(model, kept), slim, torch.randn(2, 3, 32, 32))
+    difference, largest = logit_difference(
+        mask_channels(model, kept), slim, torch.randn(2, 3, 32, 32)
+    )
     assert difference <= 1e-4 * largest
 
 
@@ -71,7 +73,7 @@ def test_silencing_the_filters_alone_is_not_enough():
         filters_only.layer1[0].conv1.weight[8:] = 0
     x = torch.randn(4, 3, 32, 32)
     wrong, largest = logit_difference(filters_only, cut(model, kept), x)
-    right, _ = logit_difference(silence(model, kept), cut(model, kept), x)
+    right, _ = logit_difference(mask_channels(model, kept), cut(model, kept), x)
     assert wrong > 1e-2 * largest
     assert right <= 1e-5 * largest
 
@@ -82,7 +84,7 @@ def test_nothing_is_mutated():
     kept = {"layer1.0.conv1": torch.tensor([1, 3])}
     slim = cut(model, kept)
     with torch.no_grad():
-        for parameter in (*slim.parameters(), *silence(model, kept).parameters()):
+        for parameter in (*slim.parameters(), *mask_channels(model, kept).parameters()):
             parameter.zero_()
     assert slim.training
     for key, tensor in model.state_dict().items():
@@ -101,7 +103,7 @@ def test_kept_channels_keep_their_weights():
 
 def test_a_cut_network_trains():
     model = build(NETWORKS["20 A"])
-    slim = cut(model, {"layer1.stream": torch.tensor([0, 5])})
+    slim = cut(model, {"layer1.residual": torch.tensor([0, 5])})
     slim(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in slim.parameters())
 
@@ -112,7 +114,7 @@ def test_a_cut_network_trains():
 )
 def test_impossible_cuts_are_refused(index, message):
     kept = {"layer1.0.conv1": torch.tensor(index, dtype=torch.long)}
-    for operation in (cut, silence):
+    for operation in (cut, mask_channels):
         with pytest.raises(ValueError, match=message):
             operation(lively(NETWORKS["20 A"]), kept)
     with pytest.raises(ValueError, match="no such"):
@@ -148,9 +150,9 @@ def test_l1_scores_by_hand():
     inner = score(model, [groups["layer1.0.conv1"]], "l1")["layer1.0.conv1"]
     expected = model.layer1[0].conv1.weight.detach().numpy()
     assert inner[3].item() == pytest.approx(abs(expected[3]).sum(), rel=1e-5)
-    # A stream's channel is scored by all that write into it: 10 convolutions of three stages.
-    stream = score(model, [groups["layer1.stream"]], "l1")["layer1.stream"]
+    # A residual's channel is scored by all that write into it: 10 convolutions of three stages.
+    residual = score(model, [groups["layer1.residual"]], "l1")["layer1.residual"]
     weights = [model.conv1.weight[5]] + [block.conv2.weight[5] for block in model.layer1]
     weights += [block.conv2.weight[8 + 5] for block in model.layer2]
     weights += [block.conv2.weight[16 + 8 + 5] for block in model.layer3]
-    assert stream[5].item() == pytest.approx(sum(w.abs().sum().item() for w in weights), rel=1e-5)
+    assert residual[5].item() == pytest.approx(sum(w.abs().sum().item() for w in weights), rel=1e-5)

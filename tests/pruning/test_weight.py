@@ -6,13 +6,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import build, new_spec, spec_of
-from pruning.methods import hooks
-from pruning.methods.masks import apply_masks, cut_masks, hold_masks
-from pruning.methods.weight import cubic, finish, masks_for, pattern_masks, weight_layers
+from pruning import METHODS, resolve
+from pruning.masks import apply_masks, cut_masks, hold_masks
 from pruning.surgery import logit_difference
+from pruning.weight import cubic, masks_for, pattern_masks, weight_layers
 from tests.conftest import lively
 
 SPEC = new_spec(20, 10)
+USUAL = resolve({"method": "weight"})
+
+
+def weight_method(masks, **state):
+    return METHODS["weight"](USUAL, {"masks": masks, **state})
 
 
 def density(masks):
@@ -27,7 +32,8 @@ def density(masks):
 def test_masks_remove_the_ratio_and_empty_no_layer(ratio, allocation, criterion):
     model = lively(SPEC)
     layers, _ = weight_layers(model, [])
-    masks = masks_for(model, layers, ratio, allocation, criterion)
+    config = resolve({"method": "weight", "allocation": allocation, "criterion": criterion})
+    masks = masks_for(model, layers, ratio, config)
     total = sum(m.numel() for m in masks.values())
     assert density(masks) == pytest.approx(1 - ratio, abs=(len(layers) + 1) / total)
     assert all(m.any() for m in masks.values())
@@ -42,7 +48,7 @@ def test_global_compares_all_layers():
     with torch.no_grad():
         model.layer3[0].conv1.weight *= 1e-3
     layers, _ = weight_layers(model, [])
-    masks = masks_for(model, layers, 0.05, "global")
+    masks = masks_for(model, layers, 0.05, USUAL)
     assert density({"": masks["layer3.0.conv1"]}) < 0.3
     assert masks["fc"].all()
 
@@ -58,9 +64,9 @@ def test_layers_can_be_left_out():
 def test_pruning_again_removes_from_what_is_left():
     model = lively(SPEC)
     layers, _ = weight_layers(model, [])
-    first = masks_for(model, layers, 0.5)
+    first = masks_for(model, layers, 0.5, USUAL)
     apply_masks(model, first)
-    second = masks_for(model, layers, 0.5, previous=first)
+    second = masks_for(model, layers, 0.5, USUAL, first)
     assert density(second) == pytest.approx(0.25, abs=1e-3)
     assert all((second[name] <= first[name]).all() for name in layers)
 
@@ -85,10 +91,10 @@ def test_masks_do_not_drift(dtype):
     """200 steps with momentum, weight decay and mixed precision."""
     model = lively(new_spec(20, 10, width=4)).train().to(memory_format=torch.channels_last)
     layers, _ = weight_layers(model, [])
-    state = {"method": "weight", "masks": masks_for(model, layers, 0.8)}
-    after_step = hooks(model, state)["after_step"]
+    method = weight_method(masks_for(model, layers, 0.8, USUAL))
+    masks = method.state.masks
     with torch.no_grad():  # a weight that is zero by chance, but not masked
-        free = state["masks"]["layer1.0.conv1"].nonzero()[0].tolist()
+        free = masks["layer1.0.conv1"].nonzero()[0].tolist()
         model.layer1[0].conv1.weight[tuple(free)] = 0.0
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
@@ -101,8 +107,8 @@ def test_masks_do_not_drift(dtype):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        after_step(optimizer, step, 200)
-        for name, mask in state["masks"].items():
+        method.on_step(model, optimizer, step, 200)
+        for name, mask in masks.items():
             weight = model.get_submodule(name).weight
             assert not weight[~mask].any()
             assert not optimizer.state[weight]["momentum_buffer"][~mask].any()
@@ -116,27 +122,19 @@ def test_cubic_schedule_by_hand():
 def test_gradual_pruning_follows_the_schedule_and_never_returns():
     model = build(new_spec(20, 10, width=4)).train()
     layers, _ = weight_layers(model, [])
-    plan = {
-        "layers": layers,
-        "ratio": 0.8,
-        "seed": 0,
-        "allocation": "global",
-        "criterion": "magnitude",
-        "start": None,
-    }
-    state = {"method": "weight", "masks": {}, "plan": plan}
-    after_step = hooks(model, state)["after_step"]
+    config = resolve({"method": "weight", "ratio": 0.8, "gradual": True})
+    method = METHODS["weight"](config, {"pending": True, "layers": layers})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     last = None
     for step in range(40):
         F.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.randint(10, (8,))).backward()
         optimizer.step()
-        after_step(optimizer, step, 40)
+        method.on_step(model, optimizer, step, 40)
         expected = 0.8 * cubic((step + 1) / 30)
-        assert 1 - density(state["masks"]) == pytest.approx(expected, abs=0.01)
+        assert 1 - density(method.state.masks) == pytest.approx(expected, abs=0.01)
         if last:
-            assert all((state["masks"][n] <= last[n]).all() for n in layers)
-        last = state["masks"]
+            assert all((method.state.masks[n] <= last[n]).all() for n in layers)
+        last = method.state.masks
 
 
 @pytest.mark.parametrize(
@@ -150,13 +148,13 @@ def test_idle_channels_are_removed_and_nothing_changes(spec, ratio):
             if isinstance(module, nn.BatchNorm2d):
                 module.bias -= 0.5
     layers, _ = weight_layers(model, [])
-    masks = masks_for(model, layers, ratio)
+    masks = masks_for(model, layers, ratio, USUAL)
     apply_masks(model, masks)
-    slim, changes = finish(model, {"masks": masks})
+    slim, state = weight_method(masks).finish(model)
     difference, largest = logit_difference(model, slim, torch.randn(4, 3, 32, 32))
     assert difference <= 1e-5 * max(1.0, largest)
-    assert changes["channels_removed"] > 0 or ratio == 0.9
-    for name, mask in changes["masks"].items():
+    assert state.channels_removed > 0 or ratio == 0.9
+    for name, mask in state.masks.items():
         weight = slim.get_submodule(name).weight
         assert mask.shape == weight.shape
         assert not weight[~mask].any()
@@ -168,14 +166,14 @@ def test_a_channel_that_only_shifts_is_not_idle():
         model.layer1[0].conv1.weight[2] = 0
         model.layer1[0].bn1.running_mean[2] = 0
         model.layer1[0].bn1.bias[2] = 0.7  # survives the ReLU
-    assert spec_of(finish(model, {"masks": {}})[0]) == SPEC
+    assert spec_of(weight_method({}).finish(model)[0]) == SPEC
     with torch.no_grad():
         model.layer1[0].bn1.bias[2] = -0.7
-    assert spec_of(finish(model, {"masks": {}})[0])["widths"]["layer1.0.conv1"] == 15
+    assert spec_of(weight_method({}).finish(model)[0])["widths"]["layer1.0.conv1"] == 15
 
 
 def test_masks_are_cut_with_their_weights():
-    masks = masks_for(lively(SPEC), ["layer1.0.conv2"], 0.5)
+    masks = masks_for(lively(SPEC), ["layer1.0.conv2"], 0.5, USUAL)
     kept = {"layer1.0.conv1": torch.tensor([0, 7])}
     cut = cut_masks(SPEC, kept, masks)
     assert torch.equal(cut["layer1.0.conv2"], masks["layer1.0.conv2"][:, [0, 7]])
@@ -184,5 +182,5 @@ def test_masks_are_cut_with_their_weights():
 def test_holding_masks_without_any_is_nothing():
     model = build(SPEC)
     before = model.conv1.weight.clone()
-    hold_masks(model, {}, torch.optim.SGD(model.parameters()), 0, 1)
+    hold_masks(model, {}, torch.optim.SGD(model.parameters()))
     assert torch.equal(model.conv1.weight, before)

@@ -6,41 +6,47 @@ import pytest
 import torch
 
 from models import new_spec
+from pruning import resolve
 from tests.conftest import lively
 from utils import checkpoint as C
 from utils.files import write_atomically
 
 
-def checkpoint():
+def checkpoint(**changes):
     model = lively(new_spec(20, 10))
-    return {
-        "format": C.FORMAT,
-        "stage": "baseline",
-        "spec": new_spec(20, 10),
-        "state_dict": model.state_dict(),
-        "data": dict.fromkeys(("dataset", "classes", "mean", "std", "image_size")),
-        "pruning": None,
-        "metrics": {"top1": 12.5},
-        "history": [],
-    }, model
+    data = dict.fromkeys(("dataset", "classes", "mean", "std", "image_size"))
+    made = C.Checkpoint("baseline", new_spec(20, 10), model.state_dict(), data, **changes)
+    return made, model
 
 
 def test_round_trip(tmp_path):
-    content, model = checkpoint()
-    C.save(tmp_path / "model.pt", content)
+    made, model = checkpoint(metrics={"top1": 12.5})
+    made.save(tmp_path / "model.pt")
     for path in (tmp_path, tmp_path / "model.pt", str(tmp_path)):
         again = C.load(path)
         x = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
-            torch.testing.assert_close(C.model_of(again).eval()(x), model(x), rtol=0, atol=0)
-    assert again["metrics"] == {"top1": 12.5}
+            torch.testing.assert_close(again.network().eval()(x), model(x), rtol=0, atol=0)
+    assert again.metrics == {"top1": 12.5}
+
+
+def test_what_pruning_left_survives_the_round_trip(tmp_path):
+    step = resolve({"method": "soft", "ratio": (0.5, 0.3, 0.1), "skip": ["layer1.0"]})
+    state = {"kept": {"layer1.0.conv1": [0, 3]}, "masks": {}, "pending": True}
+    record = C.Pruning([resolve({}), step], [0.5, 0.3, 0.1], new_spec(20, 10), 0.25, state)
+    made, _ = checkpoint(pruning=record)
+    made.save(tmp_path / "model.pt")
+    again = C.load(tmp_path)
+    assert again.pruning == record
+    assert again.steps == [resolve({}), step]
+    assert again.pending
+    assert again.pruning.method().state.kept == {"layer1.0.conv1": [0, 3]}
 
 
 def test_what_would_not_load_is_refused_when_saving(tmp_path):
-    content, _ = checkpoint()
-    content["metrics"]["top1"] = np.float64(3)
+    made, _ = checkpoint(metrics={"top1": np.float64(3)})
     with pytest.raises(TypeError, match=r"\['metrics'\]\['top1'\] is a float64"):
-        C.save(tmp_path / "model.pt", content)
+        made.save(tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
 
 
@@ -63,9 +69,8 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 50_000])
 def test_a_truncated_file_is_named(tmp_path, keep):
-    content, _ = checkpoint()
     path = tmp_path / "model.pt"
-    C.save(path, content)
+    checkpoint()[0].save(path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(C.CheckpointError, match=r"model\.pt: damaged") as caught:
         C.load(path)
@@ -73,7 +78,8 @@ def test_a_truncated_file_is_named(tmp_path, keep):
 
 
 def test_other_content_is_named(tmp_path):
-    content, _ = checkpoint()
+    checkpoint()[0].save(tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
     for change, message in (
         ({"format": C.FORMAT + 1}, "newer version"),
         ({"history": ...}, "lacks history"),

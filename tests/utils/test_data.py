@@ -219,7 +219,7 @@ def test_a_damaged_archive_on_disk_is_named(served, tmp_path):
 
 def test_normalise_by_hand():
     images = torch.tensor([0, 128, 255], dtype=torch.uint8).expand(2, 4, 4, 3)
-    x = D.normalise(images, [0.5, 0.25, 0.0], [0.5, 0.25, 2.0])
+    x = D.normalize(images, [0.5, 0.25, 0.0], [0.5, 0.25, 2.0])
     assert x.shape == (2, 3, 4, 4)
     assert x.is_contiguous(memory_format=torch.channels_last)
     expected = torch.tensor([(0 - 0.5) / 0.5, (128 / 255 - 0.25) / 0.25, 0.5])
@@ -236,7 +236,7 @@ def test_an_epoch_shows_every_image_once(tree):
     batches = epoch(data, 0, "none", batch=12)
     assert [len(y) for _, y in batches] == [12, 12, 12]
     shown = sorted(x.sum().item() for batch, _ in batches for x in batch)
-    stored = D.normalise(data.train.images, data.mean, data.std)
+    stored = D.normalize(data.train.images, data.mean, data.std)
     assert shown == pytest.approx(sorted(x.sum().item() for x in stored), rel=1e-4, abs=1e-3)
 
 

@@ -2,7 +2,7 @@ import platform
 
 import pytest
 
-from utils.machine import cpu_name
+from utils.device import cpu_name
 
 INTEL = """\
 processor\t: 0

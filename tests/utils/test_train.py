@@ -1,17 +1,20 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from models import build, new_spec
+from pruning import Method, PruningConfig
 from utils import data as D
-from utils.machine import Machine
-from utils.runs import Run
-from utils.train import BASELINE, LR_SCHEDULES, Diverged, Hooks, evaluate, fit
+from utils.config import Recipe
+from utils.device import Machine
+from utils.run import Run
+from utils.train import LR_SCHEDULES, Diverged, evaluate, fit
 
 CPU = Machine(torch.device("cpu"), torch.float32)
-RECIPE = BASELINE._replace(epochs=2, batch_size=32)
+RECIPE = Recipe(epochs=2, batch_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +31,25 @@ def network(seed=0):
     return build(new_spec(20, 20, width=4))
 
 
-def train(folder, data, recipe=RECIPE, model=None, seed=0, machine=CPU, **hooks):
+def train(folder, data, recipe=RECIPE, model=None, machine=CPU, method=None):
     model = model or network()
-    with Run(folder, {"epochs": recipe.epochs}) as run:
-        rows = fit(model, data, recipe, run, machine, seed, **hooks)
-    return model.state_dict(), rows
+    with Run(folder, {"epochs": recipe.epochs}, machine) as run:
+        trained = fit(model, data, recipe, run, method)
+    return model.state_dict(), trained.rows
+
+
+class Watch(Method):
+    """A method that only watches the steps."""
+
+    def __init__(self, seen):
+        super().__init__(PruningConfig())
+        self.seen = seen
+
+    def on_step(self, model, optimizer, step, steps):
+        self.seen(optimizer, step, steps)
+
+    def on_epoch(self, model, progress, rows, measure):
+        return {"progress": progress}
 
 
 def equal(a, b):
@@ -44,13 +61,13 @@ def test_training_is_deterministic_for_a_seed(tmp_path, data, dtype):
     machine = Machine(torch.device("cpu"), dtype)
     first, _ = train(tmp_path / "a", data, machine=machine)
     second, _ = train(tmp_path / "b", data, machine=machine)
-    other, _ = train(tmp_path / "c", data, machine=machine, seed=1)
+    other, _ = train(tmp_path / "c", data, replace(RECIPE, seed=1), machine=machine)
     assert equal(first, second)
     assert not equal(first, other)
 
 
 def test_resumed_training_has_the_same_bits(tmp_path, data):
-    recipe = RECIPE._replace(epochs=4)
+    recipe = replace(RECIPE, epochs=4)
     whole, rows = train(tmp_path / "whole", data, recipe)
 
     class Killed(Exception):
@@ -63,7 +80,7 @@ def test_resumed_training_has_the_same_bits(tmp_path, data):
             raise Killed
 
     with pytest.raises(Killed):
-        train(tmp_path / "cut", data, recipe, hooks=Hooks(after_step=kill))
+        train(tmp_path / "cut", data, recipe, method=Watch(kill))
     resumed, again = train(tmp_path / "cut", data, recipe, model=network(99))
     assert equal(whole, resumed)
     for a, b in zip(rows, again, strict=True):
@@ -73,7 +90,7 @@ def test_resumed_training_has_the_same_bits(tmp_path, data):
 
 
 def test_a_batch_larger_than_the_data_shrinks(tmp_path, data):
-    _, rows = train(tmp_path, data, RECIPE._replace(batch_size=1000, epochs=1))
+    _, rows = train(tmp_path, data, replace(RECIPE, batch_size=1000, epochs=1))
     assert math.isfinite(rows[0]["train_loss"])
 
 
@@ -85,7 +102,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, data):
                 optimizer.param_groups[0]["params"][0].fill_(math.nan)
 
     with pytest.raises(Diverged, match="epoch 2"):
-        train(tmp_path, data, hooks=Hooks(after_step=explode))
+        train(tmp_path, data, method=Watch(explode))
     state = torch.load(tmp_path / "resume.pt", weights_only=True)
     assert len(state["rows"]) == 1
     assert all(v.isfinite().all() for v in state["model"].values())
@@ -98,21 +115,18 @@ def test_evaluate_is_exact_and_leaves_the_network_alone(data):
     assert model.training
     assert equal(before, model.state_dict())
     with torch.no_grad():
-        logits = model.eval()(D.normalise(data.test.images, data.mean, data.std))
+        logits = model.eval()(D.normalize(data.test.images, data.mean, data.std))
     assert top1 == 100 * (logits.argmax(1) == data.test.labels).double().mean().item()
     expected = torch.nn.functional.cross_entropy(logits, data.test.labels).item()
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_hooks_see_every_step_and_epoch(tmp_path, data):
+def test_a_method_sees_every_step_and_epoch(tmp_path, data):
     steps = []
-    hooks = Hooks(
-        after_step=lambda optimizer, step, total: steps.append((step, total)),
-        after_epoch=lambda epoch, epochs, rows, measure: {"mine": 10 * epoch},
-    )
-    _, rows = train(tmp_path, data, hooks=hooks)
+    watch = Watch(lambda optimizer, step, total: steps.append((step, total)))
+    _, rows = train(tmp_path, data, method=watch)
     assert steps == [(step, 8) for step in range(8)]
-    assert [row["mine"] for row in rows] == [0, 10]
+    assert [row["progress"] for row in rows] == [0.5, 1]
 
 
 def test_schedules_by_hand():
