@@ -22,24 +22,17 @@ from typing import Any
 
 from torch import nn
 
-from pruning import name_of, resolve
+from pruning import METHODS, name_of, resolve
 from utils import checkpoint as checkpoints
 from utils import cli
+from utils import run as runs
 from utils.checkpoint import Checkpoint
 from utils.config import NetworkConfig, Recipe, fill
 from utils.data import Data
 from utils.device import Machine, place, prepare
 from utils.log import say
-from utils.run import (
-    Outcome,
-    Run,
-    data_for,
-    default_folder,
-    network_for,
-    output_folder,
-    read_parent,
-)
-from utils.train import evaluate, fit, recalibrate_batchnorm
+from utils.run import Outcome, Run
+from utils.train import evaluate, fit, recalibrate
 
 
 def default_recipe(parent: Checkpoint) -> Recipe:
@@ -88,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 def find_parent(given: dict[str, Any], pruning: dict[str, Any]) -> Checkpoint:
     """The pruned network. Raises ValueError if it was pruned in another way than is asked for."""
     wanted = resolve(pruning)
-    parent = read_parent(given["refine"], given, f"{name_of([wanted])}/pruned")
+    parent = runs.read_parent(given["refine"], given, f"{name_of([wanted])}/pruned")
     step = parent.steps[-1] if parent.steps else None
     for name in pruning:
         value, found = getattr(wanted, name), getattr(step, name, None)
@@ -116,20 +109,20 @@ def folder_for(network: NetworkConfig, recipe: Recipe, parent: Checkpoint) -> Pa
     """The default, beside this run's others."""
     name = "finetuned" if recipe.name == "default" else f"finetuned-{recipe.name}"
     name += ("-taught" if recipe.teacher else "") + ("-bn" if recipe.recalibrate else "")
-    return default_folder(network, recipe.seed) / name_of(parent.steps) / name
+    return runs.default_folder(network, recipe.seed) / name_of(parent.steps) / name
 
 
 def main(args: argparse.Namespace) -> dict:
     config = cli.run_config(args)
     machine = prepare(config.device, config.precision, config.threads)
     parent = find_parent(vars(args), cli.pruning_flags(args))
-    network, recipe = network_for(vars(args), parent), resolve_recipe(vars(args), parent)
-    folder = output_folder(config, folder_for(network, recipe, parent), parent)
+    network, recipe = runs.network_for(vars(args), parent), resolve_recipe(vars(args), parent)
+    folder = runs.output_folder(config, folder_for(network, recipe, parent), parent)
     identity = {"network": asdict(network), "recipe": asdict(recipe), "parent": parent.sha256}
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result
-        data = data_for(network, config.data, parent)
+        data = runs.data_for(network, config.data, parent)
         teacher = load_teacher(args.teacher, machine, data) if args.teacher else None
         return recover(parent, data, recipe, run, teacher)
 
@@ -137,19 +130,19 @@ def main(args: argparse.Namespace) -> dict:
 def recover(
     parent: Checkpoint, data: Data, recipe: Recipe, run: Run, teacher: nn.Module | None
 ) -> dict:
-    model, pruning, before = parent.network(), parent.pruning, {}
+    model, record, measured, method = parent.network(), parent.pruning, {}, None
     if recipe.recalibrate:
-        recalibrate_batchnorm(model, data, run.machine, recipe)
-        before["top1_recalibrated"], _ = evaluate(model, data, run.machine)
-        say(f"top-1 with BatchNorm recalibrated: {before['top1_recalibrated']:.2f} %")
-    method = pruning.method() if pruning else None
+        recalibrate(model, data, run.machine, recipe)
+        measured["top1_recalibrated"], _ = evaluate(model, data, run.machine)
+        say(f"top-1 with BatchNorm recalibrated: {measured['top1_recalibrated']:.2f} %")
+    if record:
+        method = METHODS[record.steps[-1].method](record.steps[-1], record.state)
     trained = fit(model, data, recipe, run, method, teacher)
-    measured = {**trained.measured, **before}
-    if pruning:
-        pruning = replace(pruning, state=vars(trained.state))
-        removed = pruning.state.get("channels_removed")
-        measured |= {} if removed is None else {"channels_removed": removed}
-    return run.hand_over("finetuned", Outcome(trained.network, measured, pruning), data, parent)
+    if record:
+        record = replace(record, state=trained.state)
+        measured["channels_removed"] = getattr(trained.state, "channels_removed", None)
+    measured = {k: v for k, v in (trained.measured | measured).items() if v is not None}
+    return run.hand_over("finetuned", Outcome(trained.network, measured, record), data, parent)
 
 
 def load_teacher(path: Path, machine: Machine, data: Data) -> nn.Module:

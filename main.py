@@ -15,27 +15,19 @@ architecture of a pruned network from scratch: the control that pruning has to b
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
 from models import build, cost_of, new_spec
-from pruning import METHODS, PruningConfig, Task, name_of, resolve
+from pruning import METHODS, PruningConfig, Task, name_of, prune_step, resolve
 from pruning.masks import apply_masks
 from utils import cli
-from utils.checkpoint import Checkpoint, Pruning
+from utils import run as runs
+from utils.checkpoint import Checkpoint
 from utils.config import NetworkConfig, Recipe, fill
+from utils.data import Data
 from utils.device import prepare
-from utils.run import (
-    Outcome,
-    Run,
-    data_for,
-    default_folder,
-    network_for,
-    output_folder,
-    read_parent,
-    require_finished,
-)
+from utils.run import Outcome, Run
 from utils.train import fit
 
 
@@ -51,100 +43,89 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
-class Job(NamedTuple):
-    """What to train: a dense network, one that is pruned meanwhile, or the shape of another."""
-
-    network: NetworkConfig
-    recipe: Recipe
-    step: PruningConfig | None = None
-    original: Checkpoint | None = None
-
-    @property
-    def stage(self) -> str:
-        return "like" if self.original else "scratch" if self.step else "baseline"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        made: dict[str, Any] = {"network": asdict(self.network), "recipe": asdict(self.recipe)}
-        made["parent"] = self.original.sha256 if self.original else None
-        return made | ({"pruning": self.step.as_dict()} if self.step else {})
-
-    @property
-    def folder(self) -> Path:
-        """The default, beside this run's others."""
-        name = self.stage
-        if self.step:
-            name = f"{name_of([self.step])}/{name}"
-        if self.original:
-            flops = "-flops" if self.recipe.name == "equal-flops" else ""
-            name = f"{name_of(self.original.steps)}/{name}{flops}"
-        return default_folder(self.network, self.recipe.seed) / name
-
-
-def resolve_job(given: dict[str, Any], pruning: dict[str, Any]) -> Job:
-    """What the command line asks for. Raises ValueError for flags that do not go together."""
-    if given["like"]:
-        if pruning:
-            raise ValueError("--like takes its pruning from the checkpoint: no other flags of it")
-        return like(given)
-    if given["budget"] == "flops":
-        raise ValueError("--budget goes with --like")
-    network, recipe = network_for(given), fill(Recipe, given)
+def main(args: argparse.Namespace) -> dict:
+    config, given, pruning = cli.run_config(args), vars(args), cli.pruning_flags(args)
+    machine = prepare(config.device, config.precision, config.threads)
+    original = read_original(args.like, given, pruning) if args.like else None
+    network, recipe = resolve_training(given, original)
     step = resolve({**pruning, "seed": recipe.seed}) if pruning else None
     if step and not METHODS[step.method].trains:
         raise ValueError(f"--method {step.method} prunes a trained network: see res50prune.py")
-    return Job(network, recipe, step)
+    name = f"{name_of([step])}/scratch" if step else "baseline"
+    if original:
+        flops = "-flops" if recipe.name == "equal-flops" else ""
+        name = f"{name_of(original.steps)}/like{flops}"
+    folder = runs.output_folder(config, runs.default_folder(network, recipe.seed) / name, original)
+    identity = {"network": asdict(network), "recipe": asdict(recipe)}
+    identity["parent"] = original.sha256 if original else None
+    identity |= {"pruning": step.as_dict()} if step else {}
+    with Run(folder, identity, machine, config.force) as run:
+        if run.result:
+            return run.result
+        data = runs.data_for(network, config.data, original)
+        if original:
+            return train_like(original, data, recipe, run)
+        return train(network, data, recipe, run, step)
 
 
-def like(given: dict[str, Any]) -> Job:
-    """The shape of a pruned network, trained as the dense one was: as long, or as much."""
-    original = read_parent(given["like"], given, "")
-    require_finished(original)
+def read_original(path: Path, given: dict, pruning: dict) -> Checkpoint:
+    """The pruned network whose shape is wanted. Raises ValueError if it is not pruned."""
+    if pruning:
+        raise ValueError("--like takes its pruning from the checkpoint; leave those flags out")
+    original = runs.read_parent(path, given, "")
+    runs.require_finished(original)
     if not original.steps:
         raise ValueError(f"--like {original.file}: that network is not pruned")
+    return original
+
+
+def resolve_training(given: dict, original: Checkpoint | None) -> tuple[NetworkConfig, Recipe]:
+    """What to train and how; the shape of another as the dense network was, as long or as much."""
+    network = runs.network_for(given, original)
+    if original is None:
+        if given["budget"] == "flops":
+            raise ValueError("--budget goes with --like")
+        return network, fill(Recipe, given)
     told = original.trained_with() or {"recipe": {}, "network": {}}
-    network = network_for(given, original)
-    network = replace(
-        network, train_images=given["train_images"] or told["network"].get("train_images")
-    )
-    seed = {"seed": original.seed if given["seed"] is None else given["seed"], "name": "default"}
-    recipe = fill(Recipe, seed, given, told["recipe"])
+    if network.train_images is None:
+        network = replace(network, train_images=told["network"].get("train_images"))
+    seed = {"seed": original.seed, "name": "default"}
+    recipe = fill(Recipe, given, seed, told["recipe"])
     if given["budget"] == "flops":
         dense = cost_of(original.dense, original.image_size)
         epochs = round(recipe.epochs * dense.macs / original.metrics["effective_macs"])
         recipe = replace(recipe, name="equal-flops", epochs=epochs)
-    return Job(network, recipe, None, original)
+    return network, recipe
 
 
-def main(args: argparse.Namespace) -> dict:
-    config = cli.run_config(args)
-    machine = prepare(config.device, config.precision, config.threads)
-    job = resolve_job(vars(args), cli.pruning_flags(args))
-    folder = output_folder(config, job.folder, job.original)
-    with Run(folder, job.identity, machine, config.force) as run:
-        return run.result or train(job, run, config.data)
-
-
-def train(job: Job, run: Run, directory: Path) -> dict:
-    network, original = job.network, job.original
-    data = data_for(network, directory, original)
+def train(
+    network: NetworkConfig, data: Data, recipe: Recipe, run: Run, step: PruningConfig | None
+) -> dict:
+    """A dense network or, with a pruning step, one that is pruned meanwhile."""
     shape = {"arch": network.arch, "width": network.width, "shortcut": network.shortcut}
-    spec = original.spec if original else new_spec(network.depth, len(data.classes), **shape)
-    torch.manual_seed(job.recipe.seed)
-    model, pruning = build(spec), None
-    if original:  # its masks are part of its architecture
-        state = {key: value for key, value in original.pruning.state.items() if key != "kept"}
-        pruning = replace(original.pruning, state=state)
-        apply_masks(model, state["masks"])
-    elif job.step:
-        method = METHODS[job.step.method](job.step)
-        pruned = method.prune(model, Task(cost_of(spec, data.image_size), data.image_size))
-        pruning = Pruning([job.step], pruned.ratio, spec, 0.0, vars(method.state))
-    trained = fit(model, data, job.recipe, run, pruning.method() if pruning else None)
-    if pruning:
-        pruning = replace(pruning, state=vars(trained.state))
-    outcome = Outcome(trained.network, trained.measured, pruning)
-    return run.hand_over(job.stage, outcome, data)
+    spec = new_spec(network.depth, len(data.classes), **shape)
+    torch.manual_seed(recipe.seed)
+    model, record, method = build(spec), None, None
+    if step:
+        task = Task(cost_of(spec, data.image_size), data.image_size)
+        _, record = prune_step(model, step, task)
+        method = METHODS[step.method](step, record.state)
+    trained = fit(model, data, recipe, run, method)
+    if record:
+        record = replace(record, state=trained.state)
+    outcome = Outcome(trained.network, trained.measured, record)
+    return run.hand_over("scratch" if step else "baseline", outcome, data)
+
+
+def train_like(original: Checkpoint, data: Data, recipe: Recipe, run: Run) -> dict:
+    """The shape of a pruned network, from scratch; its masks are part of the shape."""
+    torch.manual_seed(recipe.seed)
+    model, step = build(original.spec), original.steps[-1]
+    state = replace(original.pruning.state, kept={})
+    apply_masks(model, state.masks)
+    trained = fit(model, data, recipe, run, METHODS[step.method](step, state))
+    record = replace(original.pruning, state=trained.state)
+    return run.hand_over("like", Outcome(trained.network, trained.measured, record), data)
 
 
 if __name__ == "__main__":

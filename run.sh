@@ -38,9 +38,10 @@ done
 [ "${CONTROLS:-}" = 1 ] && controls=$((1 + first)) || controls=0
 number=0 total=$((3 + 2 * ${#ways[@]} + controls))
 
+title() { echo "[$((++number))/$total] ${1//--/}" >&2; }
 stage() { # stage TITLE SCRIPT FLAG...; leaves the path of what it wrote in $checkpoint
-    echo "[$((++number))/$total] $1" | tr -s ' ' >&2
     local result
+    title "$1"
     result=$(python "$here/$2" "${@:3}")
     checkpoint=${result#*\"checkpoint\": \"} checkpoint=${checkpoint%%\"*}
 }
@@ -48,8 +49,8 @@ stage() { # stage TITLE SCRIPT FLAG...; leaves the path of what it wrote in $che
 stage "train" main.py "$@" $train
 dense=$checkpoint networks=()
 for way in "${ways[@]}"; do
-    stage "prune ${way//--/}" res50prune.py "$@" $way
-    stage "fine-tune ${way//--/}" finetune.py "$@" $way $tune
+    stage "prune $way" res50prune.py "$@" $way
+    stage "fine-tune $way" finetune.py "$@" $way $tune
     networks+=("$checkpoint")
 done
 if [ $controls != 0 ]; then
@@ -61,4 +62,5 @@ if [ $controls != 0 ]; then
 fi
 seed=$(dirname "$(dirname "$dense")")
 stage "measure" benchmark.py "$seed"/* ${machine[@]+"${machine[@]}"} ${BENCH:-}
-stage "report" report.py "$(dirname "$seed")" --published "$here/docs/published.json"
+title "report"
+python "$here/report.py" "$(dirname "$seed")" --published "$here/docs/published.json"

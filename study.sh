@@ -32,7 +32,7 @@ case $part in
             -o -name benchmark.json -exec cp --parents {} "$here/docs/results" \;)
         exec python "$here/report.py" "$here/docs/results" --save "$here/docs/results" \
             --published "$here/docs/published.json" ;;
-    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; [[ $part == -h || $part == --help ]]; exit ;;
+    *) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; [[ $part == -h || $part == --help ]] || exit 2; exit ;;
 esac
 export METHODS=${METHODS:-$methods} CONTROLS=${CONTROLS:-1}
 export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}

@@ -1,12 +1,19 @@
 """The subject: criteria, allocation, surgery and methods. Knows networks, not training."""
 
 from .config import PruningConfig, name_of, resolve
-from .filters import Filters
-from .method import Method, Pruned, State, Task
-from .soft import Soft
-from .weight import Weight
+from .library import METHODS, prune, prune_step
+from .method import Method, Pruned, Record, State, Task
 
-# By the name that --method takes.
-METHODS: dict[str, type[Method]] = {"l1": Filters, "soft": Soft, "weight": Weight}
-
-__all__ = ["METHODS", "Method", "Pruned", "PruningConfig", "State", "Task", "name_of", "resolve"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Pruned",
+    "PruningConfig",
+    "Record",
+    "State",
+    "Task",
+    "name_of",
+    "prune",
+    "prune_step",
+    "resolve",
+]

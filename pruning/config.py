@@ -78,7 +78,7 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
 
     Raises ValueError for what the method cannot use.
     """
-    from . import METHODS  # methods themselves are configured by this module
+    from .library import METHODS  # methods themselves are configured by this module
 
     given = {key: value for key, value in given.items() if value is not None}
     name = given.get("method", PruningConfig.method)

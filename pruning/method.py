@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from models import Cost
+from models import Cost, Spec
 
 from .config import ALLOCATIONS, PruningConfig
 from .criteria import CRITERIA, Batches
@@ -74,9 +74,9 @@ class Method:
     trains: bool = False  # whether it can prune while a new network is trained
     recalibrates: bool = False  # whether BatchNorm's statistics do not fit what `finish` gives
 
-    def __init__(self, config: PruningConfig, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: PruningConfig, state: State | None = None) -> None:
         self.config = config
-        self.state = self.State(**(state or {}))
+        self.state = state or self.State()
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         """Stage 2. Changes nothing of `model`; what training needs to know goes into the state."""
@@ -103,3 +103,28 @@ class Method:
     def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
         """The network as it would be handed over now, and its state. Changes nothing."""
         return model, self.state
+
+
+@dataclass
+class Record:
+    """How a network was pruned: what its checkpoint says, and a later stage goes on from."""
+
+    steps: list[PruningConfig]
+    ratio: float | list[float]  # of the last step, as asked for or as a target needed it
+    dense: Spec  # the network before any pruning
+    share_cut: float  # of the MACs, by the last step
+    state: State
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types and tensors."""
+        own = {"method": self.steps[-1].method, "steps": [step.as_dict() for step in self.steps]}
+        own |= {"ratio": self.ratio, "dense": self.dense, "share_cut": self.share_cut}
+        return dict(**own, **vars(self.state))  # raises TypeError if a name is used twice
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], methods: Mapping[str, type[Method]]) -> Record:
+        """What `as_dict` described. Raises KeyError or TypeError if something is missing."""
+        own = {key: content[key] for key in ("ratio", "dense", "share_cut")}
+        steps = [PruningConfig.from_dict(step) for step in content["steps"]]
+        state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
+        return cls(steps, **own, state=methods[steps[-1].method].State(**state))

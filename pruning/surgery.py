@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from models import Group, Spec, block_plans, build, channel_groups, spec_of
 
 from .allocation import Kept, not_kept
 
+TOLERANCE = 1e-3  # of the largest logit, in float32; rounding alone stays far below
 # Which dimension of a layer's tensors the channels of a group are, by the layer's role in it.
 DIMENSION = {"producers": 0, "norms": 0, "passthrough": 0, "consumers": 1}
 
@@ -115,3 +117,31 @@ def logit_difference(a: nn.Module, b: nn.Module, x: Tensor) -> tuple[float, floa
     """
     ya, yb = a.eval()(x), b.eval()(x)
     return (ya - yb).abs().max().item(), ya.abs().max().item()
+
+
+def verify(masked: nn.Module, slim: nn.Module, x: Tensor) -> tuple[float, float]:
+    """What `logit_difference` tells; raises RuntimeError if it is more than rounding."""
+    difference, largest = logit_difference(masked, slim, x)
+    if not difference <= TOLERANCE * largest:
+        raise RuntimeError(
+            f"the cut network computes something else: logits differ by {difference}"
+        )
+    return difference, largest
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace BatchNorm's running statistics by averages over batches (n, 3, h, w), in place.
+
+    Those of a network before it was cut do not fit the one after. Leaves it in training mode.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+    model.train()
+    for x in batches:
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import Spec, build
-from pruning import METHODS, Method, PruningConfig
+from pruning import METHODS, PruningConfig, Record
 
 from . import files, format1
 from .config import NetworkConfig
@@ -30,37 +30,6 @@ class CheckpointError(Exception):
 
 
 @dataclass
-class Pruning:
-    """What a checkpoint says about how its network was pruned."""
-
-    steps: list[PruningConfig]
-    ratio: float | list[float]  # of the last step, as asked for or as a target needed it
-    dense: Spec  # the network before any pruning
-    share_cut: float  # of the MACs, by the last step
-    state: dict[str, Any] = field(default_factory=dict)  # of its method
-
-    def method(self) -> Method:
-        """The method of the last step, with its state."""
-        return METHODS[self.steps[-1].method](self.steps[-1], dict(self.state))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint."""
-        steps = [step.as_dict() for step in self.steps]
-        own = {"steps": steps, "ratio": self.ratio, "dense": self.dense}
-        own |= {"method": self.steps[-1].method, "share_cut": self.share_cut}
-        return dict(**own, **self.state)  # raises TypeError if a name is used twice
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Pruning:
-        """What `as_dict` described."""
-        state = dict(content)
-        state.pop("method")
-        steps = [PruningConfig.from_dict(step) for step in state.pop("steps")]
-        own = {key: state.pop(key) for key in ("ratio", "dense", "share_cut")}
-        return cls(steps, **own, state=state)
-
-
-@dataclass
 class Checkpoint:
     """A network and all that is known about it."""
 
@@ -68,7 +37,7 @@ class Checkpoint:
     spec: Spec
     state_dict: dict[str, torch.Tensor]
     data: dict[str, Any]  # dataset, classes, mean, std, image_size
-    pruning: Pruning | None = None
+    pruning: Record | None = None
     control: str | None = None  # "random", "scratch" or "longer": what it is there to be
     metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per stage
@@ -92,7 +61,7 @@ class Checkpoint:
     @property
     def pending(self) -> bool:
         """Whether its pruning is still to be done, by a training."""
-        return bool(self.pruning and self.pruning.state.get("pending"))
+        return bool(self.pruning and self.pruning.state.pending)
 
     @property
     def image_size(self) -> int:
@@ -130,8 +99,8 @@ class Checkpoint:
         """Write it atomically; refuses what would not load with `weights_only=True`."""
         content = {**vars(self), "format": FORMAT}
         content["pruning"] = self.pruning.as_dict() if self.pruning else None
-        del content["file"]
-        content.pop("sha256", None)
+        for own in ("file", "sha256"):
+            content.pop(own, None)
         save_plain(path, content)
 
 
@@ -182,10 +151,8 @@ def parse(content: Any, file: Path) -> Checkpoint:
     try:
         content = format1.checkpoint(content) if content["format"] == 1 else dict(content)
         del content["format"]
-        pruning = content["pruning"]
-        content["pruning"] = Pruning.from_dict(pruning) if pruning else None
         if content["pruning"]:
-            content["pruning"].method()  # its state fits
+            content["pruning"] = Record.from_dict(content["pruning"], METHODS)
         return Checkpoint(**content, file=file)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         told = f"{type(error).__name__}: {error}"

@@ -64,7 +64,7 @@ def unfinished(content: Flat) -> Flat:
     flat, hooks = content.pop("arguments"), content.pop("hooks")
     stage = "finetuned" if "recipe" in flat else "like" if flat.get("parent") else "baseline"
     stage = "scratch" if stage == "baseline" and "name" in flat else stage
-    method = state(hooks) if hooks else None
+    method = state(hooks) if hooks else {}
     return {**content, "method": method, "arguments": identity(flat, stage)}
 
 

@@ -24,10 +24,11 @@ import torch.distributed as dist
 from torch import nn
 
 from models import build, cost_of, costs, import_weights, new_spec, spec_of
+from pruning import Record
 
 from . import checkpoint as checkpoints
 from . import format1
-from .checkpoint import Checkpoint, CheckpointError, Pruning
+from .checkpoint import Checkpoint, CheckpointError
 from .config import NetworkConfig, RunConfig, fill
 from .data import Data, load
 from .device import Machine, describe, rank
@@ -158,7 +159,7 @@ class Outcome:
 
     model: nn.Module  # handed over
     measured: dict[str, Any]
-    pruning: Pruning | None = None
+    pruning: Record | None = None
     network: nn.Module | None = None  # what `model` will be when its pruning ends, if not the same
 
 
@@ -185,13 +186,17 @@ class Run(contextlib.AbstractContextManager):
         self._force = force
         self._held = contextlib.ExitStack()
         self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        with _together():
-            if rank() == 0:
-                self._enter()
+        found: list[Any] = [None]
+        if rank() == 0:
+            try:
+                found = [self._enter()]
+            except Exception as error:
+                found = [error]
         if dist.is_initialized():
-            shared = [self.result]
-            dist.broadcast_object_list(shared)  # the others follow what rank 0 found
-            self.result = shared[0]
+            dist.broadcast_object_list(found)  # the others follow what rank 0 found
+        if isinstance(found[0], Exception):
+            raise found[0]
+        self.result = found[0]
         if self.result is None and not force and self._path("resume.pt").is_file():
             self.state = self._unfinished()
 
@@ -204,16 +209,17 @@ class Run(contextlib.AbstractContextManager):
     def _path(self, name: str) -> Path:
         return self.folder / name
 
-    def _enter(self) -> None:
+    def _enter(self) -> dict[str, Any] | None:
+        """Hold the folder, unless the stage is done; then, its result."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--save {self.folder} is not a folder")
         if self._path("model.pt").is_dir():
             raise ValueError(f"{self._path('model.pt')} is a folder; choose another --save")
         # A finished stage is read without the lock: a process with --force may hold it just now.
         with contextlib.suppress(OSError, CheckpointError):
-            self.result = self._finished()
-            if self.result and not self._path("resume.pt").exists():
-                return
+            result = self._finished()
+            if result and not self._path("resume.pt").exists():
+                return result
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
             raise OSError(f"--save {self.folder} cannot be written to; choose another folder")
@@ -224,9 +230,10 @@ class Run(contextlib.AbstractContextManager):
             raise OSError(f"{self.folder}: {message}") from None
         for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
             left_over.unlink()
-        self.result = self._finished()
-        if self.result:
+        result = self._finished()
+        if result:
             self._path("resume.pt").unlink(missing_ok=True)  # killed just before it was removed
+        return result
 
     def _finished(self) -> dict[str, Any] | None:
         """The result of the stage, if it is done and need not be done again."""
@@ -295,48 +302,35 @@ class Run(contextlib.AbstractContextManager):
     ) -> dict[str, Any]:
         """Write the checkpoint, then the result that marks the stage as done; returns it."""
         spec, network = spec_of(outcome.model), outcome.network or outcome.model
-        pruning, made_with = outcome.pruning, versions()
-        recipe, step = (self.identity.get(key) for key in ("recipe", "pruning"))
-        seed = (recipe or step)["seed"]
+        pruning, made_with = outcome.pruning, {"versions": versions()}
+        made_with |= {"machine": describe(self.machine), "parent": self.identity["parent"]}
+        seed = self.identity["recipe" if "recipe" in self.identity else "pruning"]["seed"]
         metrics = {**outcome.measured, **costs(network, data.image_size)}
-        entry = {
-            "stage": stage,
-            "arguments": self.identity,
-            "seed": seed,
-            "versions": made_with,
-            "machine": describe(self.machine),
-            "metrics": metrics,
-            "parent": self.identity["parent"],
-        }
+        entry = {"stage": stage, "arguments": self.identity, "seed": seed, "metrics": metrics}
         steps = pruning.steps if pruning else []
-        checkpoint = Checkpoint(
-            stage,
-            spec,
-            {key: value.cpu().contiguous() for key, value in outcome.model.state_dict().items()},
-            data.description(),
-            replace(pruning, state=_on_cpu(pruning.state)) if pruning else None,
-            format1.control(stage, steps),
-            metrics,
-            [*(parent.history if parent else []), entry],
-        )
+        weights = {
+            key: value.cpu().contiguous() for key, value in outcome.model.state_dict().items()
+        }
+        if pruning:
+            pruning.state.masks = {name: mask.cpu() for name, mask in pruning.state.masks.items()}
+        checkpoint = Checkpoint(stage, spec, weights, data.description(), pruning)
+        checkpoint.control = format1.control(stage, steps)
+        checkpoint.metrics = metrics
+        checkpoint.history = [*(parent.history if parent else []), {**entry, **made_with}]
         dense = cost_of(checkpoint.dense, data.image_size)
         result = {
-            "stage": stage,
-            "checkpoint": str(self._path("model.pt")),
-            "dataset": data.name,
-            "arch": spec["arch"],
-            "depth": spec["depth"],
+            **{"stage": stage, "checkpoint": str(self._path("model.pt")), "dataset": data.name},
+            **{"arch": spec["arch"], "depth": spec["depth"]},
             "method": steps[-1].method if steps else None,
             "ratio": pruning.ratio if pruning else 0.0,
             "seed": seed,
             "pruning": [step.as_dict() for step in steps],
             "control": checkpoint.control,
             **metrics,
-            "dense_params": dense.params,
-            "dense_macs": dense.macs,
+            **{"dense_params": dense.params, "dense_macs": dense.macs},
             "widths": spec_of(network)["widths"],
-            "machine": describe(self.machine),
-            "commit": made_with["commit"],
+            "machine": made_with["machine"],
+            "commit": made_with["versions"]["commit"],
             "arguments": self.identity,
         }
         result = plain(result)
@@ -366,22 +360,6 @@ def _show(value: Any) -> str:
     return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """What one process raises in the block is raised by all, instead of some waiting for ever."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-    if dist.is_initialized():
-        errors: list[Exception | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-        error = next((e for e in errors if e is not None), None)
-    if error is not None:
-        raise error
-
-
 def plain(value: Any) -> Any:
     """The same value for JSON: paths as text, tuples as lists, None for NaN and infinities."""
     if isinstance(value, dict):
@@ -391,12 +369,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def versions() -> dict[str, str | None]:

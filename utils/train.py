@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pruning import Method, PruningConfig, State
+from pruning.surgery import recalibrate_batchnorm
 
 from .config import Recipe
 from .data import Data, Split, epoch_batches, normalize, pad_for_crops
@@ -90,7 +91,7 @@ def fit(
     def finish() -> tuple[nn.Module, State]:
         network, state = method.finish(model)
         if method.recalibrates and network is not model:
-            recalibrate_batchnorm(network, data, machine, recipe)
+            recalibrate(network, data, machine, recipe)
         return network, state
 
     for epoch in range(len(rows), recipe.epochs):
@@ -142,7 +143,7 @@ class _Training:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
-        self.method.state = self.method.State(**(saved["method"] or {}))
+        self.method.state = self.method.State(**saved["method"])
         say(f"going on after epoch {len(saved['rows'])}")
         return saved["rows"]
 
@@ -221,30 +222,15 @@ def _optimizer(
     return optimizer, schedule
 
 
-@torch.no_grad()
-def recalibrate_batchnorm(
-    model: nn.Module, data: Data, machine: Machine, recipe: Recipe, images: int = 2048
-) -> nn.Module:
-    """Replace BatchNorm's running statistics by averages over training images, in place.
-
-    Those of a network before it was cut do not fit the one after. Uses images augmented as in
-    training; returns the network.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-    place(model, machine).train()
-    count = min(images, len(data.train.labels))
+def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) -> None:
+    """Average BatchNorm's statistics anew, in place, over images augmented as in training."""
+    place(model, machine)
+    count = min(2048, len(data.train.labels))
     padded = data.train._replace(images=pad_for_crops(data.train.images, recipe.augment))
     batches = epoch_batches(data, padded, min(128, count), recipe.seed, recipe.augment)
-    for x, _ in itertools.islice(batches, max(1, count // 128)):
-        with machine.autocast():
-            model(x.to(machine.device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model
+    some = itertools.islice(batches, max(1, count // 128))
+    with machine.autocast():
+        recalibrate_batchnorm(model, (x.to(machine.device) for x, _ in some))
 
 
 @torch.inference_mode()

@@ -77,4 +77,4 @@ def test_a_checkpoint_tells_its_pruning(work):
     assert [entry["arguments"]["network"]["depth"] for entry in checkpoint.history] == [20, 20]
     soft = checkpoints.load(work / HOME / "soft-0.5/pruned")
     assert "layer1.residual" not in soft.steps[0].skip
-    assert all(".stream" not in name for name in soft.pruning.state["kept"])
+    assert all(".stream" not in name for name in soft.pruning.state.kept)

@@ -75,7 +75,7 @@ def test_weight(work, how):
     result(run("res50prune.py", *flags, cwd=work))
     tuned = result(run("finetune.py", *flags, *TRAIN, cwd=work))
     checkpoint = checkpoints.load(work / tuned["checkpoint"])
-    masks, state = checkpoint.pruning.state["masks"], checkpoint.state_dict
+    masks, state = checkpoint.pruning.state.masks, checkpoint.state_dict
     kept = sum(int(mask.sum()) for mask in masks.values())
     assert not any(state[f"{name}.weight"][~mask].any() for name, mask in masks.items())
     others = sum(
@@ -104,7 +104,7 @@ def test_pruning_again_refers_to_what_is_left_and_targets_to_the_start(work):
     masked = result(run(*again, "--method", "weight", "--ratio", "0.5", cwd=work))
     third = run("res50prune.py", "--model", masked["checkpoint"], "--ratio", "0.3", cwd=work)
     checkpoint = checkpoints.load(work / result(third)["checkpoint"])
-    for name, mask in checkpoint.pruning.state["masks"].items():  # cut along with the weights
+    for name, mask in checkpoint.pruning.state.masks.items():  # cut along with the weights
         assert mask.shape == checkpoint.state_dict[f"{name}.weight"].shape
     own = run(*again, "--save", f"{FOLDER}/l1-0.3/pruned", "--force", cwd=work)
     assert own.returncode == 2
@@ -272,8 +272,8 @@ def test_a_killed_pruning_resumes_with_the_same_bits(work, monkeypatch, how):
     resumed = checkpoint("cut")
     for key, tensor in whole.state_dict.items():
         assert torch.equal(tensor, resumed.state_dict[key]), key
-    for name, mask in whole.pruning.state["masks"].items():
-        assert torch.equal(mask, resumed.pruning.state["masks"][name])
+    for name, mask in whole.pruning.state.masks.items():
+        assert torch.equal(mask, resumed.pruning.state.masks[name])
     skipped = ("seconds", "images_per_second")
     logs = [
         [{k: v for k, v in json.loads(line).items() if k not in skipped} for line in text]

@@ -124,12 +124,7 @@ def test_impossible_cuts_are_refused(index, message):
 # Li et al. 2017 (arXiv 1608.08710), table 1; the layers that its section 4.2 skips.
 LI = {
     "A": ([0.1, 0.1, 0.1], "layer1.7 layer2.0 layer3.0 layer3.8", 1.12e8, 7.7e5),
-    "B": (
-        [0.6, 0.3, 0.1],
-        "layer1.7 layer1.8 layer2.0 layer2.7 layer3.0 layer3.8",
-        9.09e7,
-        7.3e5,
-    ),
+    "B": ([0.6, 0.3, 0.1], "layer1.7 layer1.8 layer2.0 layer2.7 layer3.0 layer3.8", 9.09e7, 7.3e5),
 }
 
 

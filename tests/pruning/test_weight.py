@@ -17,7 +17,7 @@ USUAL = resolve({"method": "weight"})
 
 
 def weight_method(masks, **state):
-    return METHODS["weight"](USUAL, {"masks": masks, **state})
+    return METHODS["weight"](USUAL, METHODS["weight"].State(masks=masks, **state))
 
 
 def density(masks):
@@ -123,7 +123,7 @@ def test_gradual_pruning_follows_the_schedule_and_never_returns():
     model = build(new_spec(20, 10, width=4)).train()
     layers, _ = weight_layers(model, [])
     config = resolve({"method": "weight", "ratio": 0.8, "gradual": True})
-    method = METHODS["weight"](config, {"pending": True, "layers": layers})
+    method = METHODS["weight"](config, METHODS["weight"].State(pending=True, layers=layers))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     last = None
     for step in range(40):

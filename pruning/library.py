@@ -1,0 +1,52 @@
+"""One call that prunes a network: what stage 2 does, for use from other programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import cost_of, costs, spec_of
+
+from .config import PruningConfig, resolve
+from .criteria import Batches
+from .filters import Filters
+from .method import Method, Pruned, Record, Task
+from .soft import Soft
+from .surgery import verify
+from .weight import Weight
+
+# By the name that --method takes.
+METHODS: dict[str, type[Method]] = {"l1": Filters, "soft": Soft, "weight": Weight}
+
+
+def prune_step(
+    model: nn.Module, config: PruningConfig, task: Task, earlier: Record | None = None
+) -> tuple[Pruned, Record]:
+    """Prune a network that `earlier` pruning may have left. Changes nothing of it.
+
+    Raises ValueError for a config that does not fit the network.
+    """
+    method = METHODS[config.method](config)
+    pruned = method.prune(model, task)
+    before, after = (costs(m, task.image_size)["effective_macs"] for m in (model, pruned.network))
+    dense = earlier.dense if earlier else spec_of(model)
+    steps = [*(earlier.steps if earlier else []), config]
+    return pruned, Record(steps, pruned.ratio, dense, 1 - after / before, method.state)
+
+
+def prune(
+    model: nn.Module, image_size: int = 32, batches: Batches | None = None, **flags: Any
+) -> tuple[nn.Module, Record]:
+    """A smaller copy of a network of `models.build`, and how it was pruned.
+
+    `flags` are those of res50prune.py by their names: `prune(model, target_macs=0.5, scope="all")`.
+    `batches` gives normalized images and labels to a criterion that wants them. Raises ValueError
+    for flags that do not fit, RuntimeError if the copy computed something else than the masked
+    original.
+    """
+    task = Task(cost_of(spec_of(model), image_size), image_size, batches)
+    pruned, record = prune_step(model, resolve(flags), task)
+    verify(pruned.reference, pruned.network, torch.randn(4, 3, image_size, image_size))
+    return pruned.model, record
