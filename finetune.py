@@ -23,6 +23,7 @@ from typing import Any
 from torch import nn
 
 from pruning import METHODS, name_of, resolve
+from pruning.config import flag
 from utils import checkpoint as checkpoints
 from utils import cli
 from utils import run as runs
@@ -61,20 +62,18 @@ RECIPES = {"default": default_recipe, "li2017": li2017, "lr-rewind": lr_rewind}
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(__doc__)
     cli.add_run_flags(p)
-    add = p.add_argument_group("input").add_argument
+    group = p.add_argument_group("input")
+    add = group.add_argument
     told = "network to train further (default: the pruned one)"
     add("--refine", type=Path, metavar="CKPT", help=told)
     add("--recipe", choices=RECIPES, default="default", help="way to train")
     add("--teacher", type=Path, metavar="CKPT", help="network whose logits are distilled")
-    told = "softening of both logits"
-    add("--temperature", type=cli.number(float, 1), metavar="T", help=told)
-    told = "teacher's share of the loss"
-    add("--teacher-weight", type=cli.number(float, 0, 1), metavar="X", help=told)
+    cli.add_flags(group, Recipe, "temperature", "teacher_weight")
     told = "BatchNorm's statistics averaged anew before training"
     flags = ("--recalibrate", "--reestimate-bn")
     add(*flags, action=argparse.BooleanOptionalAction, default=False, help=told)
     cli.add_pruning_flags(p)
-    cli.add_training_flags(p)
+    cli.add_training_flags(p, usual=False)
     return p
 
 
@@ -86,9 +85,7 @@ def find_parent(given: dict[str, Any], pruning: dict[str, Any]) -> Checkpoint:
     for name in pruning:
         value, found = getattr(wanted, name), getattr(step, name, None)
         if value != found:
-            flag = name.replace("_", "-")
-            told = f"contradicts {parent.file}, which has {found}"
-            raise ValueError(f"--{flag} {value} {told}")
+            raise ValueError(f"{flag(name)} {value} contradicts {parent.file}, which has {found}")
     return parent
 
 

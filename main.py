@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     told = "with --like: as many epochs as the dense network took, or as many FLOPs"
     add("--budget", choices=("epochs", "flops"), default="epochs", help=told)
     cli.add_pruning_flags(p)
-    cli.add_training_flags(p, Recipe())
+    cli.add_training_flags(p)
     return p
 
 

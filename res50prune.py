@@ -62,8 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-eval", action="store_true", help="no accuracy")
     told = "only what cutting each group alone costs on training images, and a heat map of it"
     add("--sensitivity", action="store_true", help=told)
-    told = "batch at which a latency target is measured (default: 64)"
-    add("--batch-size", type=cli.number(int, 1), metavar="N", help=told)
+    cli.add_flags(p, PruningConfig, "batch_size")
     return p
 
 

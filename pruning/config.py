@@ -4,58 +4,132 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-SCOPES = ("inner", "all")
 ALLOCATIONS = ("layer", "global", "sensitivity")
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
 LEAST = {"layer": 1.0, "global": 0.1, "sensitivity": 0.1}
 ALIASES = {"filters": "l1", "unstructured": "weight"}  # other names of methods
-AMOUNTS = ("target_macs", "target_params", "target_latency", "pattern")  # instead of a ratio
+AMOUNTS = ("ratio", "target_macs", "target_params", "target_latency", "pattern")
+
+
+def option(default: Any, help: str, kind: type = str, within: Any = None, **how: Any) -> Any:
+    """A field of a config that is a flag, too: its default, its words, its limits.
+
+    `within` is an interval, like "[0, 1)", or the values that there are; `how` is for argparse.
+    """
+    limits = {"choices": within} if isinstance(within, tuple) else {"interval": within}
+    told = {"help": help, "type": kind, **limits, **how}
+    return field(default=default, metadata=told)
+
+
+def flag(name: str) -> str:
+    """What the field `name` of a config is called on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check(config: Any) -> None:
+    """Raise ValueError, which names the flag, for a value that is outside of its limits."""
+    for own in fields(config):
+        value, told = getattr(config, own.name), own.metadata
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is None:
+                continue
+            if (interval := told.get("interval")) and not _inside(one, interval):
+                raise ValueError(f"{flag(own.name)} {one:g} is not in {interval}")
+            if (known := told.get("choices")) and one not in known:
+                raise ValueError(f"{flag(own.name)} {one} is none of {', '.join(map(str, known))}")
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def _ratios(text: str) -> float | tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    return values[0] if len(values) == 1 else values
+
+
+_ratios.__name__ = "number"  # what argparse calls it
 
 
 @dataclass(frozen=True)
 class PruningConfig:
     """One pruning step. Raises ValueError, which names the flag, for a value that cannot be."""
 
-    method: str = "l1"
-    ratio: float | tuple[float, ...] | None = 0.3  # removed; several: one for each stage
-    target_macs: float | None = None  # targets: fractions of the dense network that are kept
-    target_params: float | None = None
-    target_latency: float | None = None
-    batch_size: int | None = None  # at which the latency is measured
-    pattern: str | None = None  # N:M
-    criterion: str = "l1"
-    scope: str = "inner"
-    allocation: str = "layer"
-    skip: tuple[str, ...] = ()
-    min_keep: float = 1.0  # below 1: a fraction of the group
-    round_to: int | None = None  # None: 1, or for a latency target what the device likes
-    schedule: str = "asymptotic"
-    gradual: bool = False
-    seed: int = 0
+    method: str = option(
+        "l1",
+        "l1 (or filters): cut filters; soft: zero them while training, then cut; "
+        "weight (or unstructured): mask single weights",
+    )
+    ratio: float | tuple[float, ...] | None = option(
+        0.3,
+        "fraction to remove; with commas: one for each stage of the network",
+        _ratios,
+        "[0, 1)",
+        metavar="R[,R...]",
+    )
+    target_macs: float | None = option(
+        None, "fraction of the dense network's MACs to keep", float, "(0, 1]", metavar="F"
+    )
+    target_params: float | None = option(
+        None, "fraction of the dense network's parameters to keep", float, "(0, 1]", metavar="F"
+    )
+    target_latency: float | None = option(
+        None, "fraction of the dense network's latency to keep", float, "(0, 1]", metavar="F"
+    )
+    batch_size: int | None = option(
+        None, "batch of a latency target (default: 64)", int, "[1, 1e9]", metavar="N"
+    )
+    pattern: str | None = option(None, "weight: N weights kept of every M", metavar="N:M")
+    criterion: str = option("l1", "importance of a channel or weight")
+    scope: str = option(
+        "inner", "inner: within blocks; all: the residual sum too", within=("inner", "all")
+    )
+    allocation: str = option(
+        "layer",
+        "layer: the ratio everywhere; global: where scores are lowest; "
+        "sensitivity: where accuracy suffers least",
+        within=ALLOCATIONS,
+    )
+    skip: tuple[str, ...] = option(
+        (), "stages, blocks, groups or layers to leave whole", nargs="+", metavar="NAME"
+    )
+    min_keep: float = option(
+        1.0,
+        "least number of channels of a group, or least fraction if below 1 "
+        "(default: 1; 0.1 unless --allocation is layer)",
+        float,
+        "(0, 1e9]",
+        metavar="N",
+    )
+    round_to: int | None = option(
+        None,
+        "multiple that widths are rounded to (default: 1; for a latency, what the device likes)",
+        int,
+        "[1, 1e9]",
+        metavar="N",
+    )
+    schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
+    gradual: bool = option(False, "weight: pruning during fine-tuning, on a cubic schedule", bool)
+    seed: int = option(0, "random seed", int, "[0, 2147483648]", metavar="N")
 
     def __post_init__(self) -> None:
-        ratios = self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
-        for ratio in ratios:
-            _require(ratio is None or 0 <= ratio < 1, "ratio", ratio, "at least 0 and below 1")
-        for name in AMOUNTS[:3]:
-            target = getattr(self, name)
-            _require(target is None or 0 < target <= 1, name, target, "above 0 and at most 1")
-        count = 0 < self.min_keep < 1 or (self.min_keep < 1e9 and self.min_keep % 1 == 0)
-        told = "a count, or a fraction above 0 and below 1"
-        _require(count and self.min_keep > 0, "min_keep", self.min_keep, told)
-        for name in ("round_to", "batch_size"):
-            value = getattr(self, name)
-            _require(value is None or 1 <= value < 1e9, name, value, "a whole number of at least 1")
-        _require(self.scope in SCOPES, "scope", self.scope, f"one of {', '.join(SCOPES)}")
+        check(self)
+        if self.min_keep > 1 and self.min_keep % 1:
+            raise ValueError(f"--min-keep {self.min_keep} is neither a count nor below 1")
         for name in self.skip:
-            _require(re.fullmatch(r"[\w.]+", name), "skip", name, "a stage, block, group or layer")
+            if not re.fullmatch(r"[\w.]+", name):
+                raise ValueError(f"--skip {name}: no such name")
         if self.pattern is not None:
             kept, _, block = self.pattern.partition(":")
-            fits = re.fullmatch(r"\d{1,4}:\d{1,4}", self.pattern) and 0 < int(kept) < int(block)
-            _require(fits, "pattern", self.pattern, "N:M with 0 < N < M, like 2:4")
+            whole = re.fullmatch(r"\d{1,4}:\d{1,4}", self.pattern)
+            if not (whole and 0 < int(kept) < int(block)):
+                told = "is not N:M with 0 < N < M, like 2:4"
+                raise ValueError(f"--pattern {self.pattern} {told}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningConfig:
@@ -66,11 +140,6 @@ class PruningConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON and checkpoints."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-def _require(fits: Any, name: str, value: Any, wanted: str) -> None:
-    if not fits:
-        raise ValueError(f"--{name.replace('_', '-')} {value} is not {wanted}")
 
 
 def resolve(given: dict[str, Any]) -> PruningConfig:
@@ -86,16 +155,18 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     given["skip"] = tuple(sorted(set(given.get("skip", ()))))
     method = METHODS[name]
     usual = {field.name: field.default for field in fields(PruningConfig)} | method.defaults
-    optional = {flag for other in METHODS.values() for flag in other.flags} - set(method.flags)
-    for flag in optional & given.keys():
-        if given[flag] != usual[flag]:
-            raise ValueError(f"--{flag.replace('_', '-')} means nothing to --method {name}")
-    if any(given.get(amount) for amount in AMOUNTS):
-        usual["ratio"] = None
+    optional = {own for other in METHODS.values() for own in other.flags} - set(method.flags)
+    for own in optional & given.keys():
+        if given[own] != usual[own]:
+            raise ValueError(f"{flag(own)} means nothing to --method {name}")
+    amounts = [own for own in AMOUNTS if given.get(own) is not None]
+    if len(amounts) > 1:
+        raise ValueError(f"{flag(amounts[1])} is not allowed with {flag(amounts[0])}")
+    usual |= {"ratio": None} if amounts else {}
     values = {**usual, **given}
-    for flag, known in (("criterion", method.criteria), ("allocation", method.allocations)):
-        if values[flag] not in known:
-            told = f"--{flag} {values[flag]} does not fit --method {name}"
+    for own, known in (("criterion", method.criteria), ("allocation", method.allocations)):
+        if values[own] not in known:
+            told = f"--{own} {values[own]} does not fit --method {name}"
             raise ValueError(f"{told}, which knows {', '.join(known)}")
     if values["pattern"] and (values["gradual"] or values["criterion"] != usual["criterion"]):
         raise ValueError("--pattern takes the largest weights at once, by magnitude")
@@ -113,20 +184,17 @@ def name_of(steps: Sequence[PruningConfig]) -> str:
 
 def _name(config: PruningConfig) -> str:
     usual = resolve({"method": config.method, "allocation": config.allocation})
-    amount = next((flag for flag in AMOUNTS if getattr(config, flag)), None)
-    if amount:
+    if config.ratio is None:
+        amount = next(own for own in AMOUNTS if getattr(config, own))
         parts = [config.method, amount.removeprefix("target_") + f"{getattr(config, amount)}"]
     else:
         ratios = config.ratio if isinstance(config.ratio, tuple) else (config.ratio,)
         parts = [config.method, ",".join(f"{ratio:g}" for ratio in ratios)]
-    if config.criterion != usual.criterion:
-        parts.append(config.criterion)
-    if config.scope != usual.scope:
-        parts.append(config.scope)
-    if config.allocation != resolve({"method": config.method}).allocation:
-        parts.append(config.allocation)
-    if config.schedule != usual.schedule:
-        parts.append(config.schedule)
+    usual_allocation = resolve({"method": config.method}).allocation
+    parts += [config.criterion] if config.criterion != usual.criterion else []
+    parts += [config.scope] if config.scope != usual.scope else []
+    parts += [config.allocation] if config.allocation != usual_allocation else []
+    parts += [config.schedule] if config.schedule != usual.schedule else []
     if config.gradual:
         parts.append("gradual")
     if config.skip:

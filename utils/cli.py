@@ -16,19 +16,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from models import ARCHS, SHORTCUTS, STAGES
 from pruning import METHODS, PruningConfig
-from pruning.config import ALIASES, ALLOCATIONS, SCOPES
+from pruning.config import ALIASES, flag
 from pruning.criteria import CRITERIA, WORDS
 from pruning.soft import SCHEDULES
 from pruning.weight import WEIGHT_CRITERIA
 
 from .config import NetworkConfig, Recipe, RunConfig, fill
-from .data import AUGMENTATIONS, DATASETS
 from .device import rank
 from .log import say
 from .run import plain
-from .train import LR_SCHEDULES
 
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
@@ -47,113 +44,72 @@ def parser(docstring: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=docstring, formatter_class=_Help, allow_abbrev=False)
 
 
-def number(kind: type, low: float, high: float = 1e9, open_low: bool = False) -> Callable:
-    """An argparse type: a number of `kind` from `low` to `high` (above `low` if `open_low`)."""
+def number(kind: type, low: float, high: float = 1e9) -> Callable:
+    """An argparse type: a number of `kind` from `low` to `high`."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high or (open_low and value == low):
-            bounds = f"{'above' if open_low else 'at least'} {low}, at most {high:g}"
-            raise argparse.ArgumentTypeError(f"{text[:20]} is not {bounds}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:20]} is not in [{low}, {high:g}]")
         return value
 
     parse.__name__ = kind.__name__
     return parse
 
 
-def _ratio(text: str) -> float | tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
-    return values[0] if len(values) == 1 else values
+def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any) -> None:
+    """Flags for the fields of a config, or some of them; one that is not given is None.
 
-
-_ratio.__name__ = "ratio"
+    `usual`: whether the help tells the defaults. `how` says more for argparse, by field.
+    """
+    for own in fields(config):
+        told = {**own.metadata, **how.get(own.name, {})}
+        if not told or own.name not in (names or [own.name]):
+            continue
+        told.pop("interval", None)
+        kind, default = told.pop("type"), own.default
+        told["help"] = told["help"].replace("%", "%%")
+        if (
+            usual
+            and "default" not in told["help"]
+            and default not in (None, ())
+            and kind is not bool
+        ):
+            told["help"] += f" (default: {default})"
+        told |= {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+        p.add_argument(flag(own.name), *told.pop("flags", ()), **told)
 
 
 def add_run_flags(p: argparse.ArgumentParser) -> None:
     """What to work on, where to put it, on which machine."""
-    usual = NetworkConfig()
-    add = p.add_argument_group("network and data").add_argument
-    add("--dataset", choices=DATASETS, help=f"images (default: {usual.dataset})")
-    add("--data", type=Path, default=RunConfig.data, metavar="DIR", help="folder of the images")
-    size = f"height and width in pixels (default: {usual.image_size})"
-    add("--image-size", type=number(int, 8), metavar="N", help=size)
-    many = "random subset of N training images (default: all)"
-    add("--train-images", type=number(int, 2), metavar="N", help=many)
-    add("--arch", choices=ARCHS, help=f"kind of blocks (default: {usual.arch})")
-    depth = f"number of layers (default: {usual.depth})"
-    add("--depth", type=int, choices=sorted(STAGES), help=depth)
-    width = "channels of the first stage (default: 64, or 16 for the thin depths)"
-    add("--width", type=number(int, 1), metavar="N", help=width)
-    shortcut = "zero padding (A, A-end) or projection (default: B, or A for the thin depths)"
-    add("--shortcut", choices=SHORTCUTS, help=shortcut)
-    add("--seed", type=number(int, 0, 2**31), metavar="N", help="random seed (default: 0)")
-    add = p.add_argument_group("output").add_argument
-    add("--save", type=Path, metavar="DIR", help="run folder (default: in runs/)")
-    add("--force", action="store_true", help="fresh start, whatever DIR holds")
+    group = p.add_argument_group("network and data")
+    add_flags(group, NetworkConfig)
+    add_flags(group, RunConfig, "data")
+    add_flags(group, Recipe, "seed")
+    add_flags(p.add_argument_group("output"), RunConfig, "save", "force")
     add_machine_flags(p)
 
 
 def add_machine_flags(p: argparse.ArgumentParser) -> None:
     """Where and how to compute."""
-    add = p.add_argument_group("machine").add_argument
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="device to compute on")
-    add("--threads", type=number(int, 1, 1024), metavar="N", help="CPU threads (default: all)")
-    precision = "number format of convolutions; auto: bf16 where the hardware gains from it"
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=precision)
+    add_flags(p.add_argument_group("machine"), RunConfig, "device", "threads", "precision")
 
 
-def add_training_flags(p: argparse.ArgumentParser, usual: Recipe | None = None) -> None:
-    """How to train. A flag that is not given is None, for the stage to fill from a recipe."""
-    add = p.add_argument_group("training").add_argument
-    actions = [
-        add("--epochs", type=number(int, 1), metavar="N", help="passes over the training images"),
-        add("--batch-size", type=number(int, 2), metavar="N", help="images of a step, in all"),
-        add("--lr", type=number(float, 0, open_low=True), metavar="X", help="peak learning rate"),
-        add("--lr-schedule", choices=LR_SCHEDULES, help="course of the learning rate"),
-        add("--momentum", type=number(float, 0, 1), metavar="X", help="Nesterov momentum"),
-        add("--weight-decay", type=number(float, 0), metavar="X", help="L2 penalty on all weights"),
-        add("--label-smoothing", type=number(float, 0, 1), metavar="X", help="0 for none"),
-        add("--augment", choices=AUGMENTATIONS, help="augmentation of the training images"),
-    ]
-    for action in actions if usual else ():
-        action.help += f" (default: {getattr(usual, action.dest)})"
-    add("--compile", action="store_true", help="torch.compile for the network")
+def add_training_flags(p: argparse.ArgumentParser, usual: bool = True) -> None:
+    """How to train; without `usual` defaults where they follow from a recipe."""
+    not_here = {"temperature", "teacher_weight", "seed"}
+    names = [own.name for own in fields(Recipe) if own.name not in not_here]
+    add_flags(p.add_argument_group("training"), Recipe, *names, usual=usual)
 
 
 def add_pruning_flags(p: argparse.ArgumentParser) -> None:
     """How to prune. In a later stage the same flags find the run again."""
-    g = p.add_argument_group("pruning")
-    methods = [*METHODS, *ALIASES]
-    told = "l1 (or filters): cut filters; soft: zero them while training, then cut; weight "
-    told += "(or unstructured): mask single weights (default: l1)"
-    g.add_argument("--method", choices=methods, help=told)
-    add = g.add_mutually_exclusive_group().add_argument
-    told = "fraction to remove (default: 0.3); with commas: one for each stage of the network"
-    add("--ratio", type=_ratio, metavar="R[,R...]", help=told)
-    for name, what in (("macs", "MACs"), ("params", "parameters"), ("latency", "latency")):
-        told = f"fraction of the dense network's {what} to keep"
-        add(f"--target-{name}", type=float, metavar="F", help=told)
-    add("--pattern", metavar="N:M", help="weight: N weights kept of every M")
-    add = g.add_argument
-    told = "; ".join(f"{name}: {words}" for name, words in WORDS.items())
-    told += " (default: l1; soft: l2; weight: magnitude)"
-    criteria = dict.fromkeys([*CRITERIA, *WEIGHT_CRITERIA])
-    add("--criterion", choices=criteria, help=told)
-    told = "inner: within blocks; all: the residual sum too (default: inner)"
-    add("--scope", choices=SCOPES, help=told)
-    told = "layer: the ratio everywhere; global: where scores are lowest; sensitivity: where "
-    told += "accuracy suffers least (default: layer; weight: global)"
-    add("--allocation", "--threshold", choices=ALLOCATIONS, help=told)
-    told = "stages, blocks, groups or layers to leave whole"
-    add("--skip", nargs="+", metavar="NAME", help=told)
-    told = "least number of channels of a group, or least fraction if below 1 (default: 1; 0.1 "
-    add("--min-keep", type=float, metavar="N", help=told + "unless --allocation is layer)")
-    told = "multiple that widths are rounded to (default: 1; for a latency, what the device likes)"
-    add("--round-to", type=int, metavar="N", help=told)
-    told = "soft: rise of the ratio over the epochs (default: asymptotic)"
-    add("--schedule", choices=SCHEDULES, help=told)
-    told = "weight: pruning during fine-tuning, on a cubic schedule"
-    add("--gradual", action="store_true", default=None, help=told)
+    words = "; ".join(f"{name}: {told}" for name, told in WORDS.items())
+    words += " (default: l1; soft: l2; weight: magnitude)"
+    criterion = {"help": words, "choices": [*dict.fromkeys([*CRITERIA, *WEIGHT_CRITERIA])]}
+    how = {"method": {"choices": [*METHODS, *ALIASES]}, "criterion": criterion}
+    how |= {"schedule": {"choices": [*SCHEDULES]}, "allocation": {"flags": ["--threshold"]}}
+    add_flags(p.add_argument_group("pruning"), PruningConfig, *PRUNING, **how)
 
 
 def pruning_flags(args: argparse.Namespace) -> dict[str, Any]:

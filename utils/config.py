@@ -2,42 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from models import new_spec
+from models import ARCHS, SHORTCUTS, STAGES, new_spec
+from pruning.config import check, option
+
+from .data import AUGMENTATIONS, DATASETS
 
 T = TypeVar("T")
+# Learning rate as a fraction of its peak, after the fraction t in [0, 1) of all steps.
+LR_SCHEDULES: dict[str, Callable[[float], float]] = {
+    # Smith & Topin 2018 (arXiv 1708.07120), with the usual cosine descent
+    "onecycle": lambda t: 0.04 + 0.96 * t / 0.3 if t < 0.3 else _cosine((t - 0.3) / 0.7),
+    # Loshchilov & Hutter 2017 (arXiv 1608.03983), without restarts
+    "cosine": lambda t: _cosine(t),
+    # He et al. 2016 (arXiv 1512.03385), section 4.2: a tenth at 1/2 and 3/4 of the way
+    "multistep": lambda t: 1.0 if t < 0.5 else 0.1 if t < 0.75 else 0.01,
+    "constant": lambda t: 1.0,
+}
+
+
+def _cosine(t: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * t))
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how to run; nothing of it changes what comes out."""
+    """Where and how to run; no part of what tells one run from another."""
 
-    save: Path | None = None  # None: a folder in runs/
-    data: Path = Path("data")
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    force: bool = False
+    save: Path | None = option(None, "run folder (default: in runs/)", Path, metavar="DIR")
+    force: bool = option(False, "fresh start, whatever the run folder holds", bool)
+    data: Path = option(Path("data"), "folder of the images", Path, metavar="DIR")
+    device: str = option("auto", "device to compute on", metavar="auto|cpu|cuda")
+    threads: int | None = option(None, "CPU threads (default: all)", int, "[1, 1024]", metavar="N")
+    precision: str = option(
+        "auto",
+        "number format of convolutions; auto: bf16 where the hardware gains from it",
+        within=("auto", "fp32", "bf16"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """The network, and the images that it is for."""
 
-    dataset: str = "cifar100"
-    image_size: int = 32
-    train_images: int | None = None  # None: all
+    dataset: str = option("cifar100", "images", within=DATASETS)
+    image_size: int = option(32, "height and width in pixels", int, "[8, 1e9]", metavar="N")
+    train_images: int | None = option(
+        None, "random subset of N training images (default: all)", int, "[2, 1e9]", metavar="N"
+    )
+    arch: str = option("resnet", "resnet_de: depthwise separable, with SE", within=ARCHS)
+    depth: int = option(50, "number of layers", int, tuple(sorted(STAGES)))
+    width: int = option(
+        64,
+        "channels of the first stage (default: 64, or 16 for the thin depths)",
+        int,
+        "[1, 1e9]",
+        metavar="N",
+    )
+    shortcut: str = option(
+        "B",
+        "zeros (A, A-end) or projection (default: B, or A for the thin depths)",
+        within=SHORTCUTS,
+    )
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
-    arch: str = "resnet"
-    depth: int = 50
-    width: int = 64
-    shortcut: str = "B"
     mean: tuple[float, ...] | None = None  # None: those of the training images
     std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
     def name(self) -> str:
@@ -55,21 +95,26 @@ class Recipe:
     """How to train. `lr` is the peak; `batch_size` counts the images of all processes."""
 
     name: str = "default"
-    epochs: int = 100
-    batch_size: int = 128
-    lr: float = 0.1
-    lr_schedule: str = "onecycle"
+    epochs: int = option(100, "passes over the training images", int, "[1, 1e9]", metavar="N")
+    batch_size: int = option(128, "images of a step, in all", int, "[2, 1e9]", metavar="N")
+    lr: float = option(0.1, "peak learning rate", float, "(0, 1e9]", metavar="X")
+    lr_schedule: str = option("onecycle", "course of the learning rate", within=tuple(LR_SCHEDULES))
     lr_start: float = 0.0  # fraction of the schedule that is left out at its beginning
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    augment: str = "crop-flip"
+    momentum: float = option(0.9, "Nesterov momentum", float, "[0, 1]", metavar="X")
+    weight_decay: float = option(
+        5e-4, "L2 penalty on all parameters", float, "[0, 1e9]", metavar="X"
+    )
+    label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]", metavar="X")
+    augment: str = option("crop-flip", "augmentation of the training images", within=AUGMENTATIONS)
+    compile: bool = option(False, "torch.compile for the network", bool)
     teacher: str | None = None  # hash of the checkpoint whose logits are distilled
-    temperature: float = 4.0  # of both logits
-    teacher_weight: float = 0.9  # of the teacher's part in the loss
+    temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]", metavar="T")
+    teacher_weight: float = option(0.9, "teacher's share of the loss", float, "[0, 1]", metavar="X")
     recalibrate: bool = False  # BatchNorm's statistics, before training
-    compile: bool = False
-    seed: int = 0
+    seed: int = option(0, "random seed", int, "[0, 2147483648]", metavar="N")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def fill(kind: type[T], *sources: Mapping[str, Any]) -> T:

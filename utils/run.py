@@ -25,6 +25,7 @@ from torch import nn
 
 from models import build, cost_of, costs, import_weights, new_spec, spec_of
 from pruning import Record
+from pruning.config import flag
 
 from . import checkpoint as checkpoints
 from . import format1
@@ -60,9 +61,8 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
         known = {**asdict(told), "mean": parent.data["mean"], "std": parent.data["std"]}
         for name in ("dataset", "image_size", "arch", "depth", "width", "shortcut", "mean", "std"):
             if given.get(name) not in (None, known[name]):
-                flag, file = name.replace("_", "-"), parent.file
-                contradicted = f"contradicts {file}, which has {known[name]}"
-                raise ValueError(f"--{flag} {given[name]} {contradicted}")
+                contradicted = f"contradicts {parent.file}, which has {known[name]}"
+                raise ValueError(f"{flag(name)} {given[name]} {contradicted}")
         more = {key: given.get(key) for key in ("train_images", "mean", "std")}
         told = replace(told, **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
     folder = str(Path(given["data"]).resolve()) if told.dataset == "folder" else None
@@ -271,7 +271,7 @@ class Run(contextlib.AbstractContextManager):
     def _compare(self, made_with: dict[str, Any]) -> None:
         old, new = (dict(_leaves(identity)) for identity in (made_with, self.identity))
         differing = [
-            f"{_flag(name)} was {_show(old.get(name))}, is {_show(new.get(name))}"
+            f"{WORDS.get(name, flag(name))} was {_show(old.get(name))}, is {_show(new.get(name))}"
             for name in sorted(old.keys() | new.keys())
             if plain(old.get(name)) != new.get(name)
         ]
@@ -350,10 +350,6 @@ def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value)
         else:
             yield name, value
-
-
-def _flag(name: str) -> str:
-    return WORDS.get(name, "--" + name.replace("_", "-"))
 
 
 def _show(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from pruning import Method, PruningConfig, State
 from pruning.surgery import recalibrate_batchnorm
 
-from .config import Recipe
+from .config import LR_SCHEDULES, Recipe
 from .data import Data, Split, epoch_batches, normalize, pad_for_crops
 from .device import Machine, place, rank, world_size
 from .log import say
@@ -27,21 +26,6 @@ from .run import Run
 
 EVAL_BATCH = 250
 CHECK_EVERY = 50  # steps between looks at the loss: each one waits for the device
-
-# Learning rate as a fraction of its peak, after the fraction t in [0, 1) of all steps.
-LR_SCHEDULES: dict[str, Callable[[float], float]] = {
-    # Smith & Topin 2018 (arXiv 1708.07120), with the usual cosine descent
-    "onecycle": lambda t: 0.04 + 0.96 * t / 0.3 if t < 0.3 else _cosine((t - 0.3) / 0.7),
-    # Loshchilov & Hutter 2017 (arXiv 1608.03983), without restarts
-    "cosine": lambda t: _cosine(t),
-    # He et al. 2016 (arXiv 1512.03385), section 4.2: a tenth at 1/2 and 3/4 of the way
-    "multistep": lambda t: 1.0 if t < 0.5 else 0.1 if t < 0.75 else 0.01,
-    "constant": lambda t: 1.0,
-}
-
-
-def _cosine(t: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * t))
 
 
 class Diverged(Exception):
