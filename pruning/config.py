@@ -21,6 +21,8 @@ def option(default: Any, help: str, kind: type = str, within: Any = None, **how:
     """
     limits = {"choices": within} if isinstance(within, tuple) else {"interval": within}
     told = {"help": help, "type": kind, **limits, **how}
+    if kind is not str:
+        told.setdefault("metavar", {int: "N", float: "X"}.get(kind, "DIR"))
     return field(default=default, metadata=told)
 
 
@@ -37,7 +39,7 @@ def check(config: Any) -> None:
             if one is None:
                 continue
             if (interval := told.get("interval")) and not _inside(one, interval):
-                raise ValueError(f"{flag(own.name)} {one:g} is not in {interval}")
+                raise ValueError(f"{flag(own.name)} {str(one)[:20]} is not in {interval}")
             if (known := told.get("choices")) and one not in known:
                 raise ValueError(f"{flag(own.name)} {one} is none of {', '.join(map(str, known))}")
 
@@ -73,16 +75,16 @@ class PruningConfig:
         metavar="R[,R...]",
     )
     target_macs: float | None = option(
-        None, "fraction of the dense network's MACs to keep", float, "(0, 1]", metavar="F"
+        None, "fraction of the dense network's MACs to keep", float, "(0, 1]"
     )
     target_params: float | None = option(
-        None, "fraction of the dense network's parameters to keep", float, "(0, 1]", metavar="F"
+        None, "fraction of the dense network's parameters to keep", float, "(0, 1]"
     )
     target_latency: float | None = option(
-        None, "fraction of the dense network's latency to keep", float, "(0, 1]", metavar="F"
+        None, "fraction of the dense network's latency to keep", float, "(0, 1]"
     )
     batch_size: int | None = option(
-        None, "batch of a latency target (default: 64)", int, "[1, 1e9]", metavar="N"
+        None, "batch of a latency target (default: 64)", int, "[1, 1e9]"
     )
     pattern: str | None = option(None, "weight: N weights kept of every M", metavar="N:M")
     criterion: str = option("l1", "importance of a channel or weight")
@@ -104,18 +106,16 @@ class PruningConfig:
         "(default: 1; 0.1 unless --allocation is layer)",
         float,
         "(0, 1e9]",
-        metavar="N",
     )
     round_to: int | None = option(
         None,
         "multiple that widths are rounded to (default: 1; for a latency, what the device likes)",
         int,
         "[1, 1e9]",
-        metavar="N",
     )
     schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
     gradual: bool = option(False, "weight: pruning during fine-tuning, on a cubic schedule", bool)
-    seed: int = option(0, "random seed", int, "[0, 2147483648]", metavar="N")
+    seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
     def __post_init__(self) -> None:
         check(self)

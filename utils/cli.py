@@ -76,7 +76,12 @@ def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any)
             and kind is not bool
         ):
             told["help"] += f" (default: {default})"
-        told |= {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+        if kind is bool:
+            told = {"help": told["help"], "action": "store_true", "default": None}
+        else:
+            told["type"] = kind
+            if "choices" in told:
+                told.pop("metavar", None)
         p.add_argument(flag(own.name), *told.pop("flags", ()), **told)
 
 

@@ -34,11 +34,11 @@ def _cosine(t: float) -> float:
 class RunConfig:
     """Where and how to run; no part of what tells one run from another."""
 
-    save: Path | None = option(None, "run folder (default: in runs/)", Path, metavar="DIR")
+    save: Path | None = option(None, "run folder (default: in runs/)", Path)
     force: bool = option(False, "fresh start, whatever the run folder holds", bool)
-    data: Path = option(Path("data"), "folder of the images", Path, metavar="DIR")
+    data: Path = option(Path("data"), "folder of the images", Path)
     device: str = option("auto", "device to compute on", metavar="auto|cpu|cuda")
-    threads: int | None = option(None, "CPU threads (default: all)", int, "[1, 1024]", metavar="N")
+    threads: int | None = option(None, "CPU threads (default: all)", int, "[1, 1024]")
     precision: str = option(
         "auto",
         "number format of convolutions; auto: bf16 where the hardware gains from it",
@@ -54,18 +54,14 @@ class NetworkConfig:
     """The network, and the images that it is for."""
 
     dataset: str = option("cifar100", "images", within=DATASETS)
-    image_size: int = option(32, "height and width in pixels", int, "[8, 1e9]", metavar="N")
+    image_size: int = option(32, "height and width in pixels", int, "[8, 1e9]")
     train_images: int | None = option(
-        None, "random subset of N training images (default: all)", int, "[2, 1e9]", metavar="N"
+        None, "random subset of N training images (default: all)", int, "[2, 1e9]"
     )
     arch: str = option("resnet", "resnet_de: depthwise separable, with SE", within=ARCHS)
     depth: int = option(50, "number of layers", int, tuple(sorted(STAGES)))
     width: int = option(
-        64,
-        "channels of the first stage (default: 64, or 16 for the thin depths)",
-        int,
-        "[1, 1e9]",
-        metavar="N",
+        64, "channels of the first stage (default: 64, or 16 for the thin depths)", int, "[1, 1e9]"
     )
     shortcut: str = option(
         "B",
@@ -95,23 +91,21 @@ class Recipe:
     """How to train. `lr` is the peak; `batch_size` counts the images of all processes."""
 
     name: str = "default"
-    epochs: int = option(100, "passes over the training images", int, "[1, 1e9]", metavar="N")
-    batch_size: int = option(128, "images of a step, in all", int, "[2, 1e9]", metavar="N")
-    lr: float = option(0.1, "peak learning rate", float, "(0, 1e9]", metavar="X")
+    epochs: int = option(100, "passes over the training images", int, "[1, 1e9]")
+    batch_size: int = option(128, "images of a step, in all", int, "[2, 1e9]")
+    lr: float = option(0.1, "peak learning rate", float, "(0, 1e9]")
     lr_schedule: str = option("onecycle", "course of the learning rate", within=tuple(LR_SCHEDULES))
     lr_start: float = 0.0  # fraction of the schedule that is left out at its beginning
-    momentum: float = option(0.9, "Nesterov momentum", float, "[0, 1]", metavar="X")
-    weight_decay: float = option(
-        5e-4, "L2 penalty on all parameters", float, "[0, 1e9]", metavar="X"
-    )
-    label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]", metavar="X")
+    momentum: float = option(0.9, "Nesterov momentum", float, "[0, 1]")
+    weight_decay: float = option(5e-4, "L2 penalty on all parameters", float, "[0, 1e9]")
+    label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]")
     augment: str = option("crop-flip", "augmentation of the training images", within=AUGMENTATIONS)
     compile: bool = option(False, "torch.compile for the network", bool)
     teacher: str | None = None  # hash of the checkpoint whose logits are distilled
-    temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]", metavar="T")
-    teacher_weight: float = option(0.9, "teacher's share of the loss", float, "[0, 1]", metavar="X")
+    temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]")
+    teacher_weight: float = option(0.9, "teacher's share of the loss", float, "[0, 1]")
     recalibrate: bool = False  # BatchNorm's statistics, before training
-    seed: int = option(0, "random seed", int, "[0, 2147483648]", metavar="N")
+    seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
     def __post_init__(self) -> None:
         check(self)

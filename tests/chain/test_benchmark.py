@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
+import benchmark
 from tests.command import result, run
+from utils.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.xdist_group("benchmark")  # one worker: the fixture takes seconds
 NET = ["--depth", "20", "--width", "4", "--dataset", "synthetic", "--image-size", "16"]
@@ -56,7 +58,11 @@ def test_rows_and_tables(seed, tmp_path):
         assert row["images_per_second"] == pytest.approx(rate)
         assert row["logit_difference_share"] < 0.1
     assert any("dense kernels multiply zeros" in line for line in masked["remarks"])
-    assert "dense kernels multiply zeros" in told.stderr
+    printed = told.stderr.splitlines()
+    assert "dense kernels multiply zeros" in " ".join(told.stderr.split())
+    assert max(map(len, printed)) <= 100
+    for heading in ("latency ms", "MAC reduction", "speedup / MAC reduction", "peak memory MB"):
+        assert sum(heading in line for line in printed) >= 2, heading
 
 
 def test_profile_and_layers(seed, tmp_path):
@@ -91,9 +97,34 @@ def test_run_folders_keep_their_rows(seed, tmp_path):
     assert result(again)["stage"] == "baseline"  # a benchmark does not spoil a run folder
 
 
+def test_a_folder_stands_for_its_last_stages(seed, tmp_path):
+    """As the checkpoints tell it, whatever their folders are called."""
+    found = benchmark.load([seed / "baseline", seed / "l1-0.5", seed / "weight-0.9"])
+    assert [subject.name for subject in found] == [
+        *("baseline", "l1-0.5/finetuned", "weight-0.9/pruned")
+    ]
+    (seed / "l1-0.5/finetuned").rename(seed / "l1-0.5/b")
+    (seed / "l1-0.5/pruned").rename(seed / "l1-0.5/a")
+    assert [subject.name for subject in benchmark.load([seed / "l1-0.5"])] == ["b"]
+    with pytest.raises(CheckpointError, match="none of these"):
+        benchmark.load([seed])
+
+
+def test_summary(seed, tmp_path):
+    flags = [*QUICK, "--no-memory", "--engines", "eager"]
+    found = result(run("benchmark.py", *sorted(seed.iterdir()), *flags, cwd=tmp_path))
+    assert len(found["kept"]) == 3
+    told = benchmark.summary(found)
+    fastest = max(found["rows"], key=lambda row: row["measured_speedup"])
+    assert f"{fastest['name']} in eager, speedup {fastest['measured_speedup']:.2f}" in told
+    assert f"{found['kept'][0]} and 2 more" in told
+    assert len(told.splitlines()) == 4
+
+
 def test_a_file_outside_a_run_folder(seed, tmp_path):
     shutil.copy(seed / "baseline/model.pt", tmp_path / "mine.pt")
-    result(run("benchmark.py", "mine.pt", *QUICK, "--no-memory", cwd=tmp_path))
+    found = result(run("benchmark.py", "mine.pt", *QUICK, "--no-memory", cwd=tmp_path))
+    assert found["kept"] == []
     assert not (tmp_path / "benchmark.json").exists()
 
 
@@ -114,8 +145,9 @@ def test_errors(seed, tmp_path, flags, code, message):
 def test_the_chain_ends_in_a_report(seed, tmp_path):
     result(run("benchmark.py", *sorted(seed.iterdir()), *QUICK, "--no-memory", cwd=tmp_path))
     told = result(run("report.py", "runs", cwd=tmp_path))
-    assert told["networks"] == 2
-    assert any("weight-0.9/pruned: pruned, but not fine-tuned" in p for p in told["problems"])
+    assert (told["networks"], told["runs"]) == (1, 4)
+    left_out = told["left_out"]
+    assert any("weight-0.9/pruned: pruned, but not fine-tuned" in line for line in left_out)
     page = (tmp_path / "runs/report/report.html").read_text()
     assert "synthetic resnet20w4" in page
     assert "seed0/l1-0.5/finetuned" in page

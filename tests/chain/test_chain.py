@@ -102,7 +102,7 @@ def test_a_changed_input_is_noticed(work):
     [
         (["--depth", "56"], 2, "--depth 56 contradicts"),
         (["--dataset", "cifar10"], 2, "--dataset cifar10 contradicts"),
-        (["--ratio", "1.0"], 2, "--ratio 1 is not in [0, 1)"),
+        (["--ratio", "1.0"], 2, "--ratio 1.0 is not in [0, 1)"),
         (["--ratio", "0.5,0.5"], 2, "3 stages"),
         (["--skip", "layer9"], 2, "no such name"),
         (["--skip", "layer1", "layer2", "layer3"], 2, "nothing to prune"),

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 import export
+from measurement.runtimes import FORMATS, REFERENCE
 from models import new_spec
 from tests.command import ROOT, result, run
 from tests.conftest import lively
-from utils.checkpoint import load, model_of
-from utils.data import normalise, synthetic
-from utils.exports import FORMATS
+from tests.measurement.test_runtimes import hostile_archive
+from utils.checkpoint import load
+from utils.data import normalize, synthetic
 
 onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
@@ -57,15 +58,15 @@ def test_the_file_computes_what_the_checkpoint_computes(networks, name, format_,
     told = exported(networks[name], "--format", format_, "--save", file)
     assert told["file"] == str(file)
     assert told["max_logit_difference"] < 1e-4
-    network = model_of(load(networks[name])).eval()
+    network = load(networks[name]).network().eval()
     x = torch.randn(5, 3, 16, 16)
-    runner = FORMATS[format_].runner(file)
+    bind = FORMATS[format_].load(file, REFERENCE)
     with torch.inference_mode():
-        torch.testing.assert_close(runner(x), network(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(bind(x)(), network(x), rtol=1e-4, atol=1e-4)
     assert not list(tmp_path.glob(".export*"))
     notes = FORMATS[format_].metadata(file)
     assert [entry["stage"] for entry in notes["history"]] == ["baseline", "pruned"]
-    assert notes["classes"] == load(networks[name])["data"]["classes"]
+    assert notes["classes"] == load(networks[name]).data["classes"]
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -74,11 +75,11 @@ def test_raw_input_takes_images_as_they_are(networks, format_, tmp_path):
     flags = ["--format", format_, "--raw-input", "--save", file]
     exported(networks["slim"], *flags)
     checkpoint = load(networks["slim"])
-    data, network = checkpoint["data"], model_of(checkpoint).eval()
+    data, network = checkpoint.data, checkpoint.network().eval()
     images = synthetic(16).test.images[:3]
     with torch.inference_mode():
-        wanted = network(normalise(images, data["mean"], data["std"]))
-    found = FORMATS[format_].runner(file)(images)
+        wanted = network(normalize(images, data["mean"], data["std"]))
+    found = FORMATS[format_].load(file, REFERENCE)(images)()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -100,7 +101,7 @@ def test_a_resnet50_at_60_percent_in_both_runtimes(tmp_path):
     exported(tmp_path / "slim")
     x = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
-        wanted = model_of(load(tmp_path / "slim")).eval()(x)
+        wanted = load(tmp_path / "slim").network().eval()(x)
     file = tmp_path / "slim/model.onnx"
     program = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     (ours,) = onnxruntime.InferenceSession(file).run(None, {"images": x.numpy()})
@@ -121,9 +122,9 @@ def test_the_readme_example(networks, tmp_path):
     command = [sys.executable, "-I", "-c", lines]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     checkpoint = load(networks["slim"])
-    x = normalise(torch.from_numpy(pixels)[None], *(checkpoint["data"][k] for k in ("mean", "std")))
-    wanted = model_of(checkpoint).eval()(x).argmax().item()
-    assert printed.stdout.strip() == checkpoint["data"]["classes"][wanted]
+    x = normalize(torch.from_numpy(pixels)[None], *(checkpoint.data[k] for k in ("mean", "std")))
+    wanted = checkpoint.network().eval()(x).argmax().item()
+    assert printed.stdout.strip() == checkpoint.data["classes"][wanted]
 
 
 def test_logits_that_are_not_numbers_are_noticed(tmp_path):
@@ -175,19 +176,37 @@ def test_again_is_fine_and_other_files_are_safe(networks, tmp_path):
     assert exported(*flags, "--force")["file"] == str(file)
 
 
+def test_a_hostile_file_in_its_place_runs_nothing(networks, tmp_path):
+    file, mark = tmp_path / "model.pt2", tmp_path / "mark"
+    hostile_archive(file, mark, {"checkpoint": "another"})
+    flags = [networks["slim"], "--format", "torch", "--save", file]
+    with pytest.raises(ValueError, match="--force"):
+        exported(*flags)
+    exported(*flags, "--force")
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
         (["--save", "model.txt"], 2, "ends in .onnx"),
         (["--format", "tensorrt"], 2, "invalid choice"),
-        (["--data", "nowhere", "--save", "ok.onnx"], 0, "logits within"),
     ],
 )
-def test_flags(networks, tmp_path, flags, code, message):
+def test_errors(networks, tmp_path, flags, code, message):
     told = run("export.py", networks["slim"], *flags, cwd=tmp_path)
-    assert told.returncode == code
+    assert (told.returncode, told.stdout) == (code, "")
     assert message in told.stderr
-    assert bool(told.stdout) == (code == 0)
+
+
+def test_what_it_tells(networks, tmp_path):
+    told = result(run("export.py", networks["slim"], "--save", "ok.onnx", cwd=tmp_path))
+    assert told["bytes"] == (tmp_path / "ok.onnx").stat().st_size
+    assert (told["stage"], told["format"], told["images"]) == ("export", "onnx", 256)
+    summary = export.summary(told)
+    assert "ok.onnx" in summary
+    assert f"within {told['max_logit_difference']:.1e} on 256 test images" in summary
+    assert 'InferenceSession("ok.onnx")' in summary.splitlines()[-1]
 
 
 def test_a_pruning_that_is_only_set_up_is_not_exported(networks, tmp_path):

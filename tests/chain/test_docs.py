@@ -1,0 +1,158 @@
+"""The documents: their commands and snippets run as they stand, and they stay short.
+
+Bash runs the blocks of a document in order. In its PATH, `python` hands each command over to this
+process, which checks the flags, adds some that make the run tiny, and runs it in a fork.
+"""
+
+import importlib
+import os
+import re
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import build, new_spec
+from tests.command import ROOT, run
+
+DOCUMENTS = ("README.md", "docs/usage.md")
+LIMITS = {"README.md": 150, "docs/results.md": 250}
+TRAIN = ["--width", "2", "--train-images", "64", "--epochs", "1", "--batch-size", "32"]
+TINY = {
+    "main.py": TRAIN,
+    "finetune.py": TRAIN,
+    "res50prune.py": [*TRAIN[:4], "--no-eval"],
+    "benchmark.py": ["--device", "cpu", "--engines", "eager", "--batch-size", "2", "--seconds", "0", "--no-memory"],
+}
+# What stands in for programs. DRY: only the flags are checked, as the chains have tests of their
+# own, one machine has few GPUs, and SLURM is not there.
+SHIMS = {
+    "python": """
+        job=$(mktemp -d "$JOBS/XXXXXX")
+        printf '%s\\n' "${DRY:-}" "$@" >"$job/new" && mv "$job/new" "$job/arguments"
+        while [ ! -e "$job/code" ]; do sleep 0.02; done
+        cat "$job/stdout" && cat "$job/stderr" >&2 && exit "$(cat "$job/code")"
+    """,
+    "bash": 'DRY=1 exec /bin/bash "$@"',
+    "torchrun": 'shift 2; DRY=1 exec python "$@"',
+    "ruff": "true",
+    "jq": "cat >/dev/null",
+}
+# What shows that an example did something.
+PROOFS = {
+    "CRITERIA[": "score(network, channel_groups(spec_of(network)), 'largest')",
+    "METHODS[": "slim, record = prune(network, method='threshold'); assert record.state.masks",
+}
+NETWORK = """
+from models import build, channel_groups, new_spec, spec_of
+from pruning import prune
+from pruning.criteria import score
+network = build(new_spec(20, 10, width=2))
+"""
+
+
+def blocks(document):
+    return re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / document).read_text(), re.M | re.S)
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder like a fresh clone, with images, a network from elsewhere, and the shims."""
+    folder = tmp_path
+    for entry in ROOT.iterdir():
+        if entry.name not in ("docs", "runs", "setup.sh", "data") and entry.name[0] != ".":
+            (folder / entry.name).symlink_to(entry)
+    (folder / "setup.sh").write_text("setup() { :; }\n")
+    (folder / "docs/results").mkdir(parents=True)
+    (folder / "docs/published.json").symlink_to(ROOT / "docs/published.json")
+    for name, classes in (("data", 100), ("cifar10", 10)):
+        write_images(folder / name, classes)
+    (folder / "runs/cifar100").mkdir(parents=True)
+    for name in ("resnet20", "resnet50"):  # tiny ones have other names
+        (folder / "runs/cifar100" / name).symlink_to(f"{name}w2")
+    torch.save(build(new_spec(56, 10, width=2)).state_dict(), folder / "resnet56.th")
+    Image.new("RGB", (32, 32)).save(folder / "image.png")
+    for name, script in SHIMS.items():
+        file = folder / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+    return folder
+
+
+def write_images(folder, classes):
+    random = np.random.default_rng(0)
+    for index in range(2 * classes):
+        file = folder / ("train", "test")[index % 2] / f"class {index // 2:02d}/0.png"
+        file.parent.mkdir(parents=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+
+
+def test_what_the_documents_show_runs(work):
+    for language, block in (block for document in DOCUMENTS for block in blocks(document)):
+        if language == "bash":
+            in_bash(block, work)
+        elif language == "python":
+            proofs = [NETWORK + proof for name, proof in PROOFS.items() if name in block]
+            (work / "snippet.py").write_text("\n".join([block, *proofs]))
+            done = run(work / "snippet.py", cwd=work)
+            assert done.returncode == 0, block + done.stderr
+
+
+def in_bash(block, work):
+    """Run a block, and all that it calls `python` for."""
+    jobs, output = work / "jobs", work / "output"
+    jobs.mkdir(exist_ok=True)
+    env = {**os.environ, "PATH": f"{work}/bin:{os.environ['PATH']}", "JOBS": jobs, "HOME": work}
+    env |= {"DRY": "1", "SLURM_ARRAY_TASK_ID": "6"} if "SLURM" in block else {}
+    with output.open("w") as stream:
+        script = ["/bin/bash", "-euo", "pipefail", "-c", block]
+        shell = subprocess.Popen(script, cwd=work, env=env, stdout=stream, stderr=stream)
+        while shell.poll() is None:
+            for job in jobs.glob("*/arguments"):
+                dry, *arguments = job.read_text().splitlines()
+                serve(job.parent, arguments, work, dry)
+                job.unlink()
+            time.sleep(0.01)
+    assert shell.returncode == 0, block + output.read_text()
+
+
+def serve(job, arguments, work, dry):
+    """Do what a command says, and put down what it printed and how it ended."""
+    script, flags = Path(arguments[0]).name, arguments[1:]
+    code, stdout, stderr = 0, '{"checkpoint": "runs/cifar100/resnet50/seed0/x/model.pt"}\n', ""
+    if script != "-m":  # of test.sh
+        with suppress(SystemExit):
+            code = 2
+            importlib.import_module(Path(script).stem).build_parser().parse_args(flags)
+            code = 0
+    if not (dry or code):
+        flags += TINY.get(script, [])
+        flags += ["--image-size", "8"] if "synthetic" in flags else []
+        t0=time.time()
+        done = run(script, *flags, cwd=work)
+        print(round(time.time()-t0,2), script, *flags)
+        code, stdout, stderr = done.returncode, done.stdout, done.stderr
+    for name, content in (("stdout", stdout), ("stderr", stderr), ("code", str(code))):
+        (job / "new").write_text(content)
+        (job / "new").rename(job / name)
+
+
+def test_documents_are_short():
+    for document, limit in LIMITS.items():
+        assert len((ROOT / document).read_text().splitlines()) <= limit, document
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/results.md"])
+def test_documents_name_files_that_exist(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
+    code = "".join(block for _, block in blocks(document))
+    for name in re.findall(r"(?<![\w/.])[\w]+(?:\.py|\.sh|/(?=\s))", code):
+        assert (ROOT / name).exists(), name
