@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+SCOPES = ("inner", "all")
 ALLOCATIONS = ("layer", "global", "sensitivity")
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
 LEAST = {"layer": 1.0, "global": 0.1, "sensitivity": 0.1}
@@ -31,17 +32,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check(config: Any) -> None:
-    """Raise ValueError, which names the flag, for a value that is outside of its limits."""
-    for own in fields(config):
-        value, told = getattr(config, own.name), own.metadata
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is None:
-                continue
-            if (interval := told.get("interval")) and not _inside(one, interval):
-                raise ValueError(f"{flag(own.name)} {str(one)[:20]} is not in {interval}")
-            if (known := told.get("choices")) and one not in known:
-                raise ValueError(f"{flag(own.name)} {one} is none of {', '.join(map(str, known))}")
+class Options:
+    """A config whose fields are flags. Raises ValueError, which names the flag, for a value that
+    is outside of its limits."""
+
+    def __post_init__(self) -> None:
+        for own in fields(self):
+            value, told = getattr(self, own.name), own.metadata
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is None:
+                    continue
+                if (interval := told.get("interval")) and not _inside(one, interval):
+                    raise ValueError(f"{flag(own.name)} {str(one)[:20]} is not in {interval}")
+                if (known := told.get("choices")) and one not in known:
+                    told = ", ".join(map(str, known))
+                    raise ValueError(f"{flag(own.name)} {one} is none of {told}")
 
 
 def _inside(value: float, interval: str) -> bool:
@@ -59,77 +64,43 @@ _ratios.__name__ = "number"  # what argparse calls it
 
 
 @dataclass(frozen=True)
-class PruningConfig:
-    """One pruning step. Raises ValueError, which names the flag, for a value that cannot be."""
+class PruningConfig(Options):
+    """One pruning step."""
 
-    method: str = option(
-        "l1",
-        "l1 (or filters): cut filters; soft: zero them while training, then cut; "
-        "weight (or unstructured): mask single weights",
-    )
+    method: str = option("l1", "l1: cut filters; soft: zero, then cut; weight: mask weights")
     ratio: float | tuple[float, ...] | None = option(
-        0.3,
-        "fraction to remove; with commas: one for each stage of the network",
-        _ratios,
-        "[0, 1)",
-        metavar="R[,R...]",
+        0.3, "share to remove; one, or one for each stage", _ratios, "[0, 1)", metavar="R[,R...]"
     )
-    target_macs: float | None = option(
-        None, "fraction of the dense network's MACs to keep", float, "(0, 1]"
-    )
-    target_params: float | None = option(
-        None, "fraction of the dense network's parameters to keep", float, "(0, 1]"
-    )
-    target_latency: float | None = option(
-        None, "fraction of the dense network's latency to keep", float, "(0, 1]"
-    )
-    batch_size: int | None = option(
-        None, "batch of a latency target (default: 64)", int, "[1, 1e9]"
-    )
+    target_macs: float | None = option(None, "share of dense MACs to keep", float, "(0, 1]")
+    target_params: float | None = option(None, "share of dense parameters to keep", float, "(0, 1]")
+    target_latency: float | None = option(None, "share of dense latency to keep", float, "(0, 1]")
+    batch_size: int | None = option(None, "for a latency target (default: 64)", int, "[1, 1e9]")
     pattern: str | None = option(None, "weight: N weights kept of every M", metavar="N:M")
     criterion: str = option("l1", "importance of a channel or weight")
-    scope: str = option(
-        "inner", "inner: within blocks; all: the residual sum too", within=("inner", "all")
-    )
+    scope: str = option("inner", "inner: within blocks; all: residual sum, too", str, SCOPES)
     allocation: str = option(
-        "layer",
-        "layer: the ratio everywhere; global: where scores are lowest; "
-        "sensitivity: where accuracy suffers least",
-        within=ALLOCATIONS,
+        "layer", "layer: equal; global: lowest scores; sensitivity: least loss", str, ALLOCATIONS
     )
-    skip: tuple[str, ...] = option(
-        (), "stages, blocks, groups or layers to leave whole", nargs="+", metavar="NAME"
-    )
+    skip: tuple[str, ...] = option((), "layers to leave whole", nargs="+", metavar="NAME")
     min_keep: float = option(
-        1.0,
-        "least number of channels of a group, or least fraction if below 1 "
-        "(default: 1; 0.1 unless --allocation is layer)",
-        float,
-        "(0, 1e9]",
+        1.0, "least channels of a group (default: 1 or, unless by layer, 0.1: a tenth)", float
     )
-    round_to: int | None = option(
-        None,
-        "multiple that widths are rounded to (default: 1; for a latency, what the device likes)",
-        int,
-        "[1, 1e9]",
-    )
+    round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
     schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
     gradual: bool = option(False, "weight: pruning during fine-tuning, on a cubic schedule", bool)
     seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
     def __post_init__(self) -> None:
-        check(self)
-        if self.min_keep > 1 and self.min_keep % 1:
-            raise ValueError(f"--min-keep {self.min_keep} is neither a count nor below 1")
+        super().__post_init__()
+        if not 0 < self.min_keep < 1e9 or (self.min_keep > 1 and self.min_keep % 1):
+            raise ValueError(f"--min-keep {self.min_keep} is neither a count nor a fraction")
         for name in self.skip:
             if not re.fullmatch(r"[\w.]+", name):
                 raise ValueError(f"--skip {name}: no such name")
         if self.pattern is not None:
             kept, _, block = self.pattern.partition(":")
-            whole = re.fullmatch(r"\d{1,4}:\d{1,4}", self.pattern)
-            if not (whole and 0 < int(kept) < int(block)):
-                told = "is not N:M with 0 < N < M, like 2:4"
-                raise ValueError(f"--pattern {self.pattern} {told}")
+            if not (re.fullmatch(r"\d{1,4}:\d{1,4}", self.pattern) and 0 < int(kept) < int(block)):
+                raise ValueError(f"--pattern {self.pattern} is not N:M with N < M, like 2:4")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningConfig:
@@ -183,24 +154,19 @@ def name_of(steps: Sequence[PruningConfig]) -> str:
 
 
 def _name(config: PruningConfig) -> str:
-    usual = resolve({"method": config.method, "allocation": config.allocation})
+    usual = resolve({"method": config.method})
     if config.ratio is None:
         amount = next(own for own in AMOUNTS if getattr(config, own))
         parts = [config.method, amount.removeprefix("target_") + f"{getattr(config, amount)}"]
     else:
         ratios = config.ratio if isinstance(config.ratio, tuple) else (config.ratio,)
         parts = [config.method, ",".join(f"{ratio:g}" for ratio in ratios)]
-    usual_allocation = resolve({"method": config.method}).allocation
-    parts += [config.criterion] if config.criterion != usual.criterion else []
-    parts += [config.scope] if config.scope != usual.scope else []
-    parts += [config.allocation] if config.allocation != usual_allocation else []
-    parts += [config.schedule] if config.schedule != usual.schedule else []
-    if config.gradual:
-        parts.append("gradual")
-    if config.skip:
-        parts.append("skip" + ",".join(config.skip))
-    if config.min_keep != usual.min_keep:
-        parts.append(f"min{config.min_keep:g}")
-    if config.round_to:
-        parts.append(f"by{config.round_to}")
+    for own in ("criterion", "scope", "allocation", "schedule"):
+        if getattr(config, own) != getattr(usual, own):
+            parts.append(getattr(config, own))
+    least = resolve({"method": config.method, "allocation": config.allocation}).min_keep
+    parts += ["gradual"] if config.gradual else []
+    parts += ["skip" + ",".join(config.skip)] if config.skip else []
+    parts += [f"min{config.min_keep:g}"] if config.min_keep != least else []
+    parts += [f"by{config.round_to}"] if config.round_to else []
     return "-".join(parts)

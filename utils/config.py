@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from models import ARCHS, SHORTCUTS, STAGES, new_spec
-from pruning.config import check, option
+from pruning.config import Options, option
 
 from .data import AUGMENTATIONS, DATASETS
 
@@ -30,8 +30,11 @@ def _cosine(t: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * t))
 
 
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Options):
     """Where and how to run; no part of what tells one run from another."""
 
     save: Path | None = option(None, "run folder (default: in runs/)", Path)
@@ -39,41 +42,23 @@ class RunConfig:
     data: Path = option(Path("data"), "folder of the images", Path)
     device: str = option("auto", "device to compute on", metavar="auto|cpu|cuda")
     threads: int | None = option(None, "CPU threads (default: all)", int, "[1, 1024]")
-    precision: str = option(
-        "auto",
-        "number format of convolutions; auto: bf16 where the hardware gains from it",
-        within=("auto", "fp32", "bf16"),
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
+    precision: str = option("auto", "auto: bf16 where that is faster", str, PRECISIONS)
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(Options):
     """The network, and the images that it is for."""
 
-    dataset: str = option("cifar100", "images", within=DATASETS)
+    dataset: str = option("cifar100", "images", str, DATASETS)
     image_size: int = option(32, "height and width in pixels", int, "[8, 1e9]")
-    train_images: int | None = option(
-        None, "random subset of N training images (default: all)", int, "[2, 1e9]"
-    )
-    arch: str = option("resnet", "resnet_de: depthwise separable, with SE", within=ARCHS)
+    train_images: int | None = option(None, "random subset to train on", int, "[2, 1e9]")
+    arch: str = option("resnet", "resnet_de: depthwise separable, with SE", str, ARCHS)
     depth: int = option(50, "number of layers", int, tuple(sorted(STAGES)))
-    width: int = option(
-        64, "channels of the first stage (default: 64, or 16 for the thin depths)", int, "[1, 1e9]"
-    )
-    shortcut: str = option(
-        "B",
-        "zeros (A, A-end) or projection (default: B, or A for the thin depths)",
-        within=SHORTCUTS,
-    )
+    width: int = option(64, "channels of stage 1 (default: 64; thin depths: 16)", int, "[1, 1e9]")
+    shortcut: str = option("B", "A: zeros, B: 1x1 (default: B; thin depths: A)", str, SHORTCUTS)
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
     mean: tuple[float, ...] | None = None  # None: those of the training images
     std: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def name(self) -> str:
@@ -87,7 +72,7 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Options):
     """How to train. `lr` is the peak; `batch_size` counts the images of all processes."""
 
     name: str = "default"
@@ -99,16 +84,13 @@ class Recipe:
     momentum: float = option(0.9, "Nesterov momentum", float, "[0, 1]")
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", float, "[0, 1e9]")
     label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]")
-    augment: str = option("crop-flip", "augmentation of the training images", within=AUGMENTATIONS)
+    augment: str = option("crop-flip", "of the training images", str, AUGMENTATIONS)
     compile: bool = option(False, "torch.compile for the network", bool)
     teacher: str | None = None  # hash of the checkpoint whose logits are distilled
     temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]")
     teacher_weight: float = option(0.9, "teacher's share of the loss", float, "[0, 1]")
     recalibrate: bool = False  # BatchNorm's statistics, before training
     seed: int = option(0, "random seed", int, "[0, 2147483648]")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def fill(kind: type[T], *sources: Mapping[str, Any]) -> T:

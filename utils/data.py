@@ -60,15 +60,10 @@ class Data(NamedTuple):
         """Height and width in pixels."""
         return self.train.images.shape[1]
 
-    def description(self) -> dict:
+    def description(self) -> dict[str, Any]:
         """What a checkpoint keeps of its data."""
-        return {
-            "dataset": self.name,
-            "classes": self.classes,
-            "mean": self.mean,
-            "std": self.std,
-            "image_size": self.image_size,
-        }
+        told = {"dataset": self.name, "classes": self.classes, "image_size": self.image_size}
+        return {**told, "mean": self.mean, "std": self.std}
 
 
 def load(name: str, directory: Path, image_size: int = 32) -> Data:

@@ -211,10 +211,8 @@ class Run(contextlib.AbstractContextManager):
 
     def _enter(self) -> dict[str, Any] | None:
         """Hold the folder, unless the stage is done; then, its result."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--save {self.folder} is not a folder")
-        if self._path("model.pt").is_dir():
-            raise ValueError(f"{self._path('model.pt')} is a folder; choose another --save")
+        if self.folder.is_file() or self._path("model.pt").is_dir():
+            raise ValueError(f"--save {self.folder} is no run folder; choose another")
         # A finished stage is read without the lock: a process with --force may hold it just now.
         with contextlib.suppress(OSError, CheckpointError):
             result = self._finished()
