@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Forks of a process that has done the imports, which take a new interpreter some seconds each.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["main", "res50prune", "finetune", "benchmark", "export", "report"])
+SCRIPTS = ["main", "res50prune", "finetune", "benchmark", "export", "report"]
+FORKS.set_forkserver_preload(["torchvision.datasets", *SCRIPTS])
 
 
 def run(script, *flags, cwd):
