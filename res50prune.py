@@ -52,11 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_run_flags(p)
     add = p.add_argument_group("input").add_argument
     add("--model", type=Path, metavar="CKPT", help="network to prune (default: the baseline)")
-    for name, low in (("mean", 0), ("std", 1e-3)):
-        told = f"{name} of the pixels in [0, 1] that a network trained elsewhere expects "
-        told += "(default: that of the training images)"
-        kind = cli.number(float, low, 1)
-        add(f"--{name}", type=kind, nargs=3, metavar=("R", "G", "B"), help=told)
     cli.add_pruning_flags(p)
     add = p.add_argument_group("measurement").add_argument
     add("--no-eval", action="store_true", help="no accuracy")

@@ -44,19 +44,6 @@ def parser(docstring: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=docstring, formatter_class=_Help, allow_abbrev=False)
 
 
-def number(kind: type, low: float, high: float = 1e9) -> Callable:
-    """An argparse type: a number of `kind` from `low` to `high`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text[:20]} is not in [{low}, {high:g}]")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
 def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any) -> None:
     """Flags for the fields of a config, or some of them; one that is not given is None.
 

@@ -30,6 +30,7 @@ def _cosine(t: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * t))
 
 
+RGB = {"nargs": 3, "metavar": ("R", "G", "B")}
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -57,8 +58,13 @@ class NetworkConfig(Options):
     width: int = option(64, "channels of stage 1 (default: 64; thin depths: 16)", int, "[1, 1e9]")
     shortcut: str = option("B", "A: zeros, B: 1x1 (default: B; thin depths: A)", str, SHORTCUTS)
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
-    mean: tuple[float, ...] | None = None  # None: those of the training images
-    std: tuple[float, ...] | None = None
+    # What images are normalized by, of pixels in [0, 1]; None: that of the training images.
+    mean: tuple[float, ...] | None = option(
+        None, "of a network trained elsewhere", float, "[0, 1]", **RGB
+    )
+    std: tuple[float, ...] | None = option(
+        None, "of a network trained elsewhere", float, "(0, 1]", **RGB
+    )
 
     @property
     def name(self) -> str:

@@ -51,6 +51,8 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
 
     Raises ValueError if what is given contradicts the parent.
     """
+    if (given["mean"] is None) != (given["std"] is None):
+        raise ValueError("--mean and --std go together")
     if parent is None:
         told = fill(NetworkConfig, given)
         shape = {"arch": told.arch, "width": given["width"], "shortcut": given["shortcut"]}
@@ -87,19 +89,14 @@ def output_folder(config: RunConfig, usual: Path, parent: Checkpoint | None = No
 def read_parent(path: Path | None, given: Mapping[str, Any], usual: str) -> Checkpoint:
     """The input of a stage: the checkpoint at `path`, or in `usual` beside this run's others.
 
-    A plain state dict is imported where `given` can say how its images are normalized. Raises
-    CheckpointError if it cannot be read.
+    A plain state dict is imported. Raises CheckpointError if it cannot be read.
     """
     if path is None:
         path = default_folder(network_for(given), given["seed"] or 0) / usual
     file = checkpoints.find(path)
     content = checkpoints.load_file(file)
-    if checkpoints.is_checkpoint(content):
-        parent = checkpoints.parse(content, file)
-    elif "mean" not in given:
-        raise CheckpointError(f"{file}: not a checkpoint of this project; prune it first")
-    else:
-        parent = _import(content, file, given)
+    own = checkpoints.is_checkpoint(content)
+    parent = checkpoints.parse(content, file) if own else _import(content, file, given)
     data, network = parent.data, parent.network_config()
     say(f"from {file}: {network.name} for {data['dataset']}, {data['image_size']} pixels")
     return parent
@@ -112,8 +109,6 @@ def _import(content: Any, file: Path, given: Mapping[str, Any]) -> Checkpoint:
         build(spec, state_dict)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{file}: {error}") from None
-    if (given["mean"] is None) != (given["std"] is None):
-        raise ValueError("--mean and --std go together")
     network = fill(NetworkConfig, given)
     data = {"dataset": network.dataset, "image_size": network.image_size, "classes": None}
     data |= {"mean": given["mean"], "std": given["std"]}
@@ -137,6 +132,8 @@ def data_for(network: NetworkConfig, directory: Path, checkpoint: Checkpoint | N
     wanted = network.train_images
     if wanted and wanted < len(data.train.labels):
         data = data._replace(train=data.train.draw(wanted, seed=0))
+    if network.mean and network.std:
+        data = data._replace(mean=list(network.mean), std=list(network.std))
     if checkpoint is None:
         return data
     known, classes = checkpoint.data, checkpoint.spec["num_classes"]
