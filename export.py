@@ -4,7 +4,7 @@
     python export.py CKPT --raw-input --format openvino --save slim.xml
     python export.py CKPT --format torch
 
-Writes ONNX, torch.export or OpenVINO, for batches of any size, with classes, normalisation and
+Writes ONNX, torch.export or OpenVINO, for batches of any size, with classes, normalization and
 lineage in the file's metadata. The file is then loaded again and run on real test images: it is
 kept only if it gives the logits of the checkpoint. onnx and openvino want requirements-deploy.txt.
 """
@@ -20,17 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from measurement.runtimes import FORMATS, REFERENCE, require
 from utils import checkpoint as checkpoints
-from utils import cli, stages
+from utils import cli
 from utils.checkpoint import Checkpoint
-from utils.data import Data, normalise
-from utils.exports import FORMATS, require
-from utils.files import sha256
-from utils.log import say
-from utils.runs import plain
+from utils.data import Data, normalize
+from utils.run import data_for, plain, require_finished
 
 TOLERANCE = 1e-3  # on logits, or of the largest logit if that is above 1; float32
 IMAGES = 256
+# What a user of the file writes, in Python.
+LOAD = {
+    "onnx": 'onnxruntime.InferenceSession("{}").run(None, {{"images": images}})',
+    "torch": 'torch.export.load("{}").module()(images)',
+    "openvino": 'openvino.Core().compile_model("{}")(images)',
+}
 
 
 class ExportError(Exception):
@@ -45,61 +49,53 @@ class RawInput(nn.Module):
         self.network, self.mean, self.std = network, data.mean, data.std
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(normalise(images, self.mean, self.std))
+        return self.network(normalize(images, self.mean, self.std))
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(__doc__)
     p.add_argument("checkpoint", type=Path, metavar="CKPT", help="file or run folder")
     p.add_argument("--format", choices=FORMATS, default="onnx", help="of the file")
-    p.add_argument(
-        "--raw-input",
-        action="store_true",
-        help="take uint8 images (n, height, width, 3) and normalise them in the file",
-    )
+    raw = "take uint8 images (n, height, width, 3) and normalize them in the file"
+    p.add_argument("--raw-input", action="store_true", help=raw)
     p.add_argument("--save", type=Path, metavar="FILE", help="(default: model.* beside CKPT)")
     p.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="images to check")
     p.add_argument("--force", action="store_true", help="replace FILE, whatever it is")
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
-    require(*FORMATS[args.format].needs)
-    source = checkpoints.find(args.checkpoint)
-    checkpoint = checkpoints.load(source)
-    stages.require_finished(checkpoint, source)
-    target = destination(args, source)
-    described = checkpoint["data"]
-    args.dataset, args.image_size = described["dataset"], described["image_size"]
-    data = stages.load_data(args, checkpoint)
-    network = checkpoints.model_of(checkpoint, source).eval()
-    notes = metadata(args, checkpoint, data, sha256(source))
-    refuse_other(args, target, notes)
+    format_ = FORMATS[args.format]
+    require(*format_.needs)
+    checkpoint = checkpoints.load(args.checkpoint)
+    require_finished(checkpoint)
+    target = destination(args.save, checkpoint.file, args.format)
+    data = data_for(checkpoint.network_config(), args.data, checkpoint)
+    network = checkpoint.network().eval()
+    notes = metadata(checkpoint, data, args.raw_input)
+    if not args.force:
+        refuse_other(target, args.format, notes)
 
     images = data.test.images[:IMAGES]
-    normalised = normalise(images, data.mean, data.std).contiguous()
+    inputs = normalize(images, data.mean, data.std).contiguous()
     with torch.inference_mode():
-        wanted = network(normalised)
+        wanted = network(inputs)
     if args.raw_input:
         network, inputs = RawInput(network, data), images
-    else:
-        inputs = normalised
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export", dir=target.parent) as folder:
         file = Path(folder, target.name)
-        FORMATS[args.format].write(network, inputs[:2], file, notes)
+        format_.write(network, inputs[:2], file, notes)
         difference = verify(args.format, file, inputs, wanted, notes)
         written = sorted(Path(folder).iterdir(), key=lambda path: path.name == target.name)
+        size = sum(path.stat().st_size for path in written)
         for path in written:  # the file itself last, its weights first
             with path.open("rb") as content:
                 os.fsync(content.fileno())
             os.replace(path, target.parent / path.name)
-    size = sum((target.parent / path.name).stat().st_size for path in written)
-    say(f"{target}: {size / 1e6:.2f} MB, logits within {difference:.1e} on {len(images)} images")
     return {
         "stage": "export",
-        "checkpoint": str(source),
+        "checkpoint": str(checkpoint.file),
         "file": str(target),
         "format": args.format,
         "raw_input": args.raw_input,
@@ -109,44 +105,40 @@ def main(args: argparse.Namespace) -> dict:
     }
 
 
-def destination(args: argparse.Namespace, source: Path) -> Path:
+def destination(save: Path | None, source: Path, format_: str) -> Path:
     """Where the file goes; ValueError if its name does not say its format."""
-    suffix = FORMATS[args.format].suffix
-    target = args.save or source.with_suffix(suffix)
+    suffix = FORMATS[format_].suffix
+    target = save or source.with_suffix(suffix)
     if target.suffix != suffix or target.is_dir():
-        raise ValueError(f"--save {target}: the name of a {args.format} file ends in {suffix}")
+        raise ValueError(f"--save {target}: the name of a {format_} file ends in {suffix}")
     if target.resolve() == source.resolve():
         raise ValueError(f"--save {target} is the checkpoint itself; choose another name")
     return target
 
 
-def metadata(
-    args: argparse.Namespace, checkpoint: Checkpoint, data: Data, checkpoint_hash: str
-) -> dict[str, Any]:
+def metadata(checkpoint: Checkpoint, data: Data, raw: bool) -> dict[str, Any]:
     """What a user of the file must know, and where it comes from."""
     size = data.image_size
-    raw = f"uint8 (n, {size}, {size}, 3), RGB"
-    normalised = f"float32 (n, 3, {size}, {size}), RGB / 255, minus mean, divided by std"
+    images = f"uint8 (n, {size}, {size}, 3), RGB"
+    normalized = f"float32 (n, 3, {size}, {size}), RGB / 255, minus mean, divided by std"
     notes = {
-        "input": raw if args.raw_input else normalised,
-        "classes": data.classes,
-        "mean": data.mean,
-        "std": data.std,
-        "checkpoint": checkpoint_hash,
-        "metrics": checkpoint["metrics"],
-        "history": checkpoint["history"],
+        **data.description(),
+        "input": images if raw else normalized,
+        "checkpoint": checkpoint.sha256,
+        "metrics": checkpoint.metrics,
+        "history": checkpoint.history,
     }
     return json.loads(json.dumps(plain(notes)))  # as it will come back
 
 
-def refuse_other(args: argparse.Namespace, target: Path, notes: dict[str, Any]) -> None:
+def refuse_other(target: Path, format_: str, notes: dict[str, Any]) -> None:
     """Raise ValueError rather than overwrite a file that is not an export of this checkpoint."""
-    beside = target.with_suffix(".bin") if args.format == "openvino" else target
-    if args.force or not (target.exists() or beside.exists()):
+    beside = target.with_suffix(".bin") if format_ == "openvino" else target
+    if not (target.exists() or beside.exists()):
         return
     found: dict[str, Any] = {}
     with contextlib.suppress(Exception):  # whatever a foreign file makes its reader raise
-        found = FORMATS[args.format].metadata(target)
+        found = FORMATS[format_].metadata(target)
     if any(found.get(key) != notes[key] for key in ("checkpoint", "input")):
         raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
 
@@ -155,9 +147,8 @@ def verify(
     format_: str, file: Path, inputs: Tensor, wanted: Tensor, notes: dict[str, Any]
 ) -> float:
     """Largest difference of the file's logits, in a batch and alone; ExportError if too large."""
-    run = FORMATS[format_].runner(file)
-    pairs = ((run(inputs), wanted), (run(inputs[:1]), wanted[:1]))
-    differences = [(found - expected).abs().max() for found, expected in pairs]
+    bind = FORMATS[format_].load(file, REFERENCE)
+    differences = [(bind(inputs[:n])() - wanted[:n]).abs().max() for n in (len(inputs), 1)]
     difference = torch.stack(differences).max().item()  # NaN if any is, unlike Python's max
     if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
         raise ExportError(f"{format_}: the logits differ by {difference:.1e}; no file was written")
@@ -166,5 +157,15 @@ def verify(
     return difference
 
 
+def summary(result: dict[str, Any]) -> str:
+    """The file, how well it fits its checkpoint, and how to load it."""
+    images, load = result["images"], LOAD[result["format"]]
+    return (
+        f"file      {result['file']}, {result['bytes'] / 1e6:.2f} MB\n"
+        f"logits    within {result['max_logit_difference']:.1e} on {images} test images\n"
+        f"next      {load.format(result['file'])}"
+    )
+
+
 if __name__ == "__main__":
-    cli.run_script(build_parser, main)
+    cli.run_script(build_parser, main, summary)

@@ -1,31 +1,25 @@
-"""Stage 5: what did all that come to? Tables, plots and one page, from run folders.
+"""Stage 5: what did all that come to? One page, tables and plots, from run folders.
 
     python report.py runs/cifar100
-    python report.py runs --save report --published docs/published.json
-    python report.py docs/results --save docs/results --write README.md docs/results.md
+    python report.py runs --save report --published docs/published.json --machine EPYC
 
 Reads every run folder below the given ones (result.json, metrics.jsonl and benchmark.json; no
 weights), takes runs that differ only in their seed together, and writes report.html (one file,
-needs no network), report.md, report.csv and plots as PNG. What is unfinished or missing is listed.
+needs no network), report.md, report.csv and plots as PNG. Times are of one machine. What is
+damaged or unfinished is left out by name.
 """
 
 import argparse
+import contextlib
 import json
-import math
-import os
 import re
+from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
-from reporting import page, plots, tables
-from reporting.collect import Study, collect, machines
-from reporting.summary import answers
+from reporting import plots, tables
+from reporting.load import Run, Study, lineage, load
 from utils import cli
 from utils.files import write_atomically
-from utils.log import say
-
-BLOCKS = ("results", "report")  # of Markdown files: in short, and whole
-MARK = re.compile(rf"^<!-- (/?(?:{'|'.join(BLOCKS)})) -->\r?$", re.MULTILINE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,125 +28,102 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--save", type=Path, metavar="DIR", help="(default: report in the first DIR)")
     p.add_argument("--title", default="What pruning did", help="of the page")
     p.add_argument("--published", type=Path, metavar="FILE", help="figures of others to overlay")
-    p.add_argument(
-        "--write",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="Markdown whose text between <!-- results --> and <!-- /results --> becomes the short "
-        "table, and between <!-- report --> and <!-- /report --> the whole report",
-    )
-    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    p.add_argument("--machine", metavar="NAME", help="whose times count (default: most timed on)")
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
     published = read_published(args.published) if args.published else []
-    documents = {file: read_document(file) for file in args.write}
-    study = collect(args.folders)
+    study = load(args.folders, args.machine)
     folder = args.save or args.folders[0] / "report"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--save {folder}: that is a file; name a folder")
-    summary, figures = answers(study), plots.figures(study, published)
-    svgs = {name: plots.to_svg(figure) for name, figure in figures.items()}
-    whole = blocks(study, summary, list(figures))["report"]
-    files = {folder / f"{name}.png": plots.to_png(figure) for name, figure in figures.items()}
-    files[folder / "report.csv"] = _bytes(tables.to_csv(study))
-    files[folder / "report.md"] = _bytes(f"# {args.title}\n\n{whole}\n")
-    files[folder / "report.html"] = _bytes(page.render(study, summary, svgs, published, args.title))
-    for document, text in documents.items():
-        at = os.path.relpath(folder.resolve(), document.resolve().parent).replace(os.sep, "/")
-        at = quote(os.fsencode(at)) + "/"
-        for name, block in blocks(study, summary, list(figures), at).items():
-            text = with_block(text, name, block)
-        files[document.resolve()] = _bytes(text)
-    for file, content in files.items():
-        write_atomically(file, lambda to, content=content: to.write(content))
-    for question, lines in summary.items():
-        say("\n".join((question, *(f"  {line}" for line in lines))))
-    for problem in study.problems:
-        say(f"missing: {problem}")
-    say(f"report: {folder / 'report.html'}")
-    return {
-        "stage": "report",
-        "page": str(folder / "report.html"),
-        "networks": len(study.cells),
-        "runs": sum(len(cell.runs) for cell in study.cells),
-        "problems": study.problems,
-        "summary": summary,
-    }
+    drawn = {network: plots.plots(study, network, published) for network in study.cells}
+    files = {"report.html": page(study, args.title, drawn, published).encode(errors="replace")}
+    files["report.csv"] = tables.to_csv(study).encode()
+    images = []
+    for network, figures in drawn.items():
+        for title, figure in figures.items():
+            images.append(re.sub(r"[^\w.]+", "-", f"{network} {title}".lower()) + ".png")
+            files[images[-1]] = plots.to_png(figure, f"{network}: {title}")
+    files["report.md"] = tables.to_markdown(study, args.title, images).encode(errors="replace")
+    for name, content in files.items():
+        write_atomically(folder / name, lambda file, content=content: file.write(content))
+    result = {"stage": "report", "page": str(folder / "report.html"), "left_out": study.left_out}
+    return {**result, "networks": len(study.cells), "runs": len(study.runs)}
 
 
-def _bytes(text: str) -> bytes:
-    """With names of files that are no UTF-8 as they were."""
-    return text.encode("utf-8", errors="surrogateescape")
-
-
-def read_document(file: Path) -> str:
-    """A Markdown file with blocks to rewrite. Raises ValueError if it has none, or half of one."""
-    text = file.read_bytes().decode("utf-8", errors="surrogateescape")  # and its line ends
-    marks = MARK.findall(text)
-    pairs = [(name, f"/{name}") for name in dict.fromkeys(marks[::2])]
-    if not marks or marks != [mark for pair in pairs for mark in pair]:
-        told = " or ".join(f"<!-- {name} --> and then <!-- /{name} -->" for name in BLOCKS)
-        raise ValueError(f"--write {file}: wants {told}, on lines of their own, once each")
-    return text
-
-
-def with_block(text: str, name: str, block: str) -> str:
-    """The text with the content of a block replaced, if it has that block."""
-    at = {mark[1]: mark for mark in MARK.finditer(text)}
-    if name not in at:
-        return text
-    content = f"{at[name][0]}\n{block}\n"
-    if at[name][0].endswith("\r"):
-        content = content.replace("\r", "").replace("\n", "\r\n")
-    return text[: at[name].start()] + content + text[at[f"/{name}"].start() :]
+def summary(result: dict) -> str:
+    """What a terminal shows of the result."""
+    told = "".join(f"left out: {line}\n" for line in result["left_out"])
+    return told + "{page}: {networks} networks, {runs} runs".format(**result)
 
 
 def read_published(file: Path) -> list[dict]:
-    """Figures of others: a list of objects with dataset, network, speedup, top1 and source."""
+    """Figures of others: a list of objects with dataset, network, method, speedup, top1, source."""
     wanted = {"dataset", "network", "method", "speedup", "top1", "source"}
-    try:
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
         points = json.loads(file.read_text())
-        if isinstance(points, list) and all(
-            wanted <= point.keys() and 0 < point["speedup"] < math.inf and 0 <= point["top1"] <= 100
-            for point in points
-        ):
+        if all(wanted <= p.keys() and p["speedup"] > 0 and 0 <= p["top1"] <= 100 for p in points):
             return points
-    except (ValueError, AttributeError, TypeError):
-        pass
-    raise ValueError(
-        f"--published {file}: wants a list of objects with {', '.join(sorted(wanted))}"
-    )
+    raise ValueError(f"--published {file}: wants a list of objects with {', '.join(wanted)}")
 
 
-def blocks(
-    study: Study, summary: dict[str, list[str]], figures: list[str], at: str = ""
-) -> dict[str, str]:
-    """Name -> Markdown: the results in short, and the whole report; plots lie `at` a folder."""
+def page(study: Study, title: str, drawn: dict[str, dict], published: list[dict]) -> str:
+    """The page: one HTML file that needs nothing else."""
+    cards = sections = ""
+    for network, figures in drawn.items():
+        first, *more = tables.card(study, network)
+        cards += f"<div>{escape(network)}<b>{first}</b>{', '.join(more)}</div>"
+        html = {True: "", False: ""}
+        for name, figure in figures.items():
+            svg = f"<figcaption>{escape(name)}</figcaption>{plots.to_svg(figure)}"
+            html[name in plots.FIRST] += f"<figure>{svg}</figure>"
+        sections += f"<h2>{escape(network)}</h2><div>{html[True]}</div>" * bool(figures)
+        sections += _details("More plots", f"<div>{html[False]}</div>" * bool(html[False]))
+    others = [p for p in published if f"{p['dataset']} {p['network']}" in study.cells]
+    told = "{dataset} {network}, {method}: {top1} %, {speedup} times fewer MACs; {source}"
+    details = _details("Published by others", _list([told.format(**p) for p in others]))
+    runs = "".join(_details(escape(run.folder), _list(_origin(run, study))) for run in study.runs)
+    details += _details("Lineage, settings and engines of each run", runs)
+    details += _details(f"Left out: {len(study.left_out)}", _list(study.left_out))
+    parts = {"title": escape(title), "place": escape(tables.place(study)), "cards": cards}
+    parts |= {"table": _table(study), "note": escape(tables.NOTE), "networks": sections + details}
+    template = Path(plots.__file__).with_name("page.html").read_text()
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # not in content
 
-    def plot(name: str) -> str:
-        return f"![{name}]({at}{quote(name)}.png)"
 
-    first = [name for name in ("accuracy-time", "accuracy-macs") if name in figures][:1]
-    short = [tables.headline(study), *map(plot, first)]
-    whole = [tables.markdown(study)]
-    whole += [_section(question, lines) for question, lines in summary.items()]
-    whole += [plot(name) for name in figures]
-    if engines := tables.engines_markdown(study):
-        whole.append("## In each engine\n\n" + engines)
-    whole.append(_section("Machines", machines(study)))
-    if study.problems:
-        whole.append(_section("Missing", study.problems))
-    parts = dict(zip(BLOCKS, (short, whole), strict=True))
-    return {name: "\n\n".join(part.strip() for part in own) for name, own in parts.items()}
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>" * bool(content)
 
 
-def _section(title: str, lines: list[str]) -> str:
-    return "\n".join((f"## {title}", "", *(f"- {line}" for line in lines)))
+def _list(lines: list[str]) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _origin(run: Run, study: Study) -> list[str]:
+    """The stages that a network went through, and its times in all engines."""
+    keys, chain = ("stage", "top1", "sha256", "arguments", "machine"), lineage(run, study.runs)
+    lines = [json.dumps({key: stage.result.get(key) for key in keys}) for stage in chain]
+    told = "{engine} {precision}: {latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
+    return lines + ["; ".join([told.format(**row), *row["remarks"]]) for row in run.timings]
+
+
+def _table(study: Study) -> str:
+    groups = {network: tables.texts(study, cells) for network, cells in study.cells.items()}
+    shown = tables.used([row for rows in groups.values() for row in rows])
+
+    def line(tag: str, cells: list[str]) -> str:
+        kinds = {i: "more" * (i >= tables.MAIN) for i in shown}
+        return "".join(f'<{tag} class="{kinds[i]}">{cells[i]}</{tag}>' for i in shown)
+
+    heads = [f"<button>{escape(name)}</button>" for name in tables.NAMES]
+    html = f"<thead><tr>{line('th', heads)}</tr></thead>"
+    for network, rows in groups.items():
+        html += f'<tbody><tr><th colspan="{len(shown)}"><span>{escape(network)}</span></th></tr>'
+        for row in rows:
+            kind = "control" * bool(row[tables.MAIN])
+            html += f'<tr class="{kind}">{line("td", [escape(cell) for cell in row])}</tr>'
+    return html
 
 
 if __name__ == "__main__":
-    cli.run_script(build_parser, main)
+    cli.run_script(build_parser, main, summary)

@@ -4,7 +4,7 @@
 #     bash study.sh thin       depth 20, three seeds
 #     bash study.sh small      depth 26 at width 16, standard and separable
 #     bash study.sh large      depth 50, standard and separable; wants a GPU
-#     bash study.sh publish    figures of finished stages into docs/results, and its report
+#     bash study.sh publish    figures of finished stages into docs/results; their report into report/
 #
 # More flags go to all stages: SEEDS="0 1" bash study.sh thin --data ~/images --threads 2. It can
 # be stopped and called again at any time; the variables of run.sh change the grid.
@@ -30,7 +30,7 @@ case $part in
         (cd runs/cifar100 && find . -name result.json -exec cp --parents {} "$here/docs/results" \; \
             -o -name metrics.jsonl -exec cp --parents {} "$here/docs/results" \; \
             -o -name benchmark.json -exec cp --parents {} "$here/docs/results" \;)
-        exec python "$here/report.py" "$here/docs/results" --save "$here/docs/results" \
+        exec python "$here/report.py" "$here/docs/results" --save report \
             --published "$here/docs/published.json" ;;
     *) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; [[ $part == -h || $part == --help ]] || exit 2; exit ;;
 esac

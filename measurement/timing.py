@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from utils.machine import Machine
+from models import Group
+from utils.device import Machine
 
 from .engines import eager
 
-WARMUP = 3
-PROFILED = 3  # calls
+WARMUP, LEAST, MOST = 3, 7, 200  # calls
+PROFILED = 3
 
 
 class Timing(NamedTuple):
@@ -31,15 +32,12 @@ class Timing(NamedTuple):
 
 
 def interleaved(
-    calls: Sequence[Callable[[], object]],
-    device: torch.device,
-    seconds: float = 1.0,
-    least: int = 5,
-    most: int = 200,
+    calls: Sequence[Callable[[], object]], device: torch.device, seconds: float = 1.0
 ) -> list[Timing]:
     """Time several functions in turn, A B C A B C ..., so that a drifting machine hits all.
 
-    Each is called at least `least` times and for about `seconds` in total, after a warm-up.
+    Each is called for about `seconds` in total after a warm-up, at least LEAST times and at most
+    MOST times.
     """
 
     def once(call: Callable[[], object]) -> float:
@@ -51,17 +49,13 @@ def interleaved(
 
     for _ in range(WARMUP):
         slowest = max(once(call) for call in calls)
-    rounds = min(most, max(least, int(seconds / slowest)))
+    rounds = min(MOST, max(LEAST, int(seconds / slowest)))
     samples: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for own, call in zip(samples, calls, strict=True):
             own.append(once(call))
-    return [_summary(own) for own in samples]
-
-
-def _summary(samples: list[float]) -> Timing:
-    tenths = statistics.quantiles(samples, n=10, method="inclusive")
-    return Timing(statistics.median(samples), tenths[0], tenths[-1], len(samples))
+    tenths = [statistics.quantiles(own, n=10, method="inclusive") for own in samples]
+    return [Timing(own[4], own[0], own[8], rounds) for own in tenths]
 
 
 def relative_latency(
@@ -70,55 +64,58 @@ def relative_latency(
     """Median time of one batch in `network`, as a fraction of that in `dense`, timed in turn."""
     x = torch.randn(shape)
     calls = [eager(model, machine)(x) for model in (dense, network)]
-    times = interleaved(calls, machine.device, seconds=1.0, least=7)
-    return times[1].median / times[0].median
+    before, after = interleaved(calls, machine.device)
+    return after.median / before.median
+
+
+def hardware_multiple(device: str, groups: list[Group]) -> int:
+    """What widths should be multiples of to be fast, no more than a quarter of a small group.
+
+    16 channels fill half a row of an AMX tile, 8 the 16 bytes that a GPU reads at once. The
+    middles of squeeze-and-excitation do not count: they work on single pixels.
+    """
+    smallest = min((group.size for group in groups if group.norms), default=4)
+    return max(1, min(8 if device == "cuda" else 16, smallest // 4))
 
 
 def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, float]:
     """Median seconds that each layer takes on the batch `x`, one by one in PyTorch."""
     network = copy.deepcopy(network)
     samples: dict[str, list[float]] = {}
+    started = 0.0  # layers run one after the other
 
     def clock() -> float:
         if machine.device.type == "cuda":
             torch.cuda.synchronize(machine.device)
         return time.perf_counter()
 
-    def watch(name: str, layer: nn.Module) -> None:
-        started: list[float] = []
-        layer.register_forward_pre_hook(lambda *_: started.append(clock()))
-        layer.register_forward_hook(
-            lambda *_: samples.setdefault(name, []).append(clock() - started.pop())
-        )
+    def start(*_: Any) -> None:
+        nonlocal started
+        started = clock()
 
     for name, layer in network.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
-            watch(name, layer)
+            own = samples[name] = []
+            layer.register_forward_pre_hook(start)
+            layer.register_forward_hook(lambda *_, own=own: own.append(clock() - started))
     call = eager(network, machine)(x)  # copies the hooks too
-    for _ in range(WARMUP + 7):
+    for _ in range(WARMUP + LEAST):
         call()
     return {name: statistics.median(own[WARMUP:]) for name, own in samples.items()}
 
 
-class Profile(NamedTuple):
-    """Milliseconds of one batch, and of its most expensive operators: name, time and calls."""
+def profile(call: Callable[[], object], device: torch.device, most: int = 5) -> dict[str, Any]:
+    """What torch.profiler sees in one call: `cpu_ms` of operators, `cuda_ms` of kernels.
 
-    cpu_ms: float
-    cuda_ms: float | None
-    operators: list[dict[str, Any]]
-
-
-def profile(call: Callable[[], object], device: torch.device, most: int = 5) -> Profile:
-    """What torch.profiler sees: time of operators on the CPU, and of kernels on CUDA, per call."""
-    kinds = [ProfilerActivity.CPU]
-    on_cuda = device.type == "cuda"
-    if on_cuda:
-        kinds.append(ProfilerActivity.CUDA)
+    `operators` are the most expensive ones: name, time and calls. `cuda_ms` is None on the CPU.
+    """
+    cuda = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     call()
     with torch.profiler.profile(activities=kinds) as profiler:
         for _ in range(PROFILED):
             call()
-        if on_cuda:
+        if cuda:
             torch.cuda.synchronize(device)
     # Kernels have events of their own beside those of the operators that launched them.
     events = profiler.key_averages()
@@ -127,13 +124,16 @@ def profile(call: Callable[[], object], device: torch.device, most: int = 5) -> 
         {
             "name": event.key,
             "cpu_ms": event.self_cpu_time_total / 1e3 / PROFILED,
-            "cuda_ms": event.self_device_time_total / 1e3 / PROFILED if on_cuda else None,
+            "cuda_ms": event.self_device_time_total / 1e3 / PROFILED if cuda else None,
             "calls": event.count // PROFILED,
         }
         for event in events
         if event.device_type == DeviceType.CPU and "Synchronize" not in event.key
     ]
-    cpu_ms = sum(operator["cpu_ms"] for operator in operators)
+    operators.sort(key=lambda o: o["cuda_ms"] if cuda else o["cpu_ms"], reverse=True)
     cuda_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1e3 / PROFILED
-    operators.sort(key=lambda o: o["cuda_ms"] if on_cuda else o["cpu_ms"], reverse=True)
-    return Profile(cpu_ms, cuda_ms if on_cuda else None, operators[:most])
+    return {
+        "cpu_ms": sum(operator["cpu_ms"] for operator in operators),
+        "cuda_ms": cuda_ms if cuda else None,
+        "operators": operators[:most],
+    }

@@ -1,186 +1,155 @@
-"""The table of a study: its columns once, for Markdown, CSV and the page."""
+"""The table of a study: its columns once, for the page, Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from measurement.rows import TIMED
+from .load import CONTROLS, Cell, Study
 
-from .collect import Cell, Study
-from .summary import as_number, lost, theoretical_speedup
+# Student's t: two-sided 95 %, for 1, 2, ... degrees of freedom.
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+NOTE = (
+    "±: standard deviation over seeds; of Δ and vs, which compare equal seeds, the 95 % interval "
+    "(Student's t). MACs: as if zero weights cost nothing. Speedup: images/s at the best batch "
+    "size. Latency: one image. Empty: not measured."
+)
 
 
 class Column(NamedTuple):
-    """Heading, how many digits its numbers have (None for words), and what a cell has there."""
+    """Heading, how numbers are written ("" for words), and what a cell has there.
+
+    That is a value or, if the column has a `spread`, a pair of a mean and what stands after ±.
+    """
 
     name: str
-    digits: int | None = None
-    of: Callable[[Study, Cell], Any] | None = None
+    form: str
+    of: Callable[[Study, Cell], Any]
+    spread: str = ""
 
 
-def _millions(key: str) -> Callable[[Study, Cell], float]:
-    return lambda study, cell: cell.mean(key) / 1e6
+def interval(differences: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean of paired differences, and half of its 95 % interval, which takes two of them."""
+    if len(differences) < 2:
+        return (*differences, None, None)[:2]
+    t = T95[min(len(differences) - 1, len(T95)) - 1]
+    return statistics.mean(differences), t * statistics.stdev(differences) / len(differences) ** 0.5
 
 
-def _timed(key: str, unit: float = 1.0) -> Callable[[Study, Cell], float | None]:
-    def of(study: Study, cell: Cell) -> float | None:
-        value = study.timed(cell, key)
-        return None if value is None else value / unit
+def mac_reduction(study: Study, cell: Cell) -> float | None:
+    """How many times fewer MACs than the dense network, if zero weights cost nothing."""
+    dense = study.dense(cell.identity.network)
+    return dense.mean("effective_macs") / cell.mean("effective_macs") if dense else None
 
-    return of
+
+def _mean(name: str, form: str, key: str, unit: float = 1) -> Column:
+    of = lambda _, cell: None if (mean := cell.mean(key)) is None else mean / unit  # noqa: E731
+    return Column(name, form, of)
+
+
+def _versus(control: str) -> Column:
+    of = lambda study, cell: interval(study.to_control(cell, control))  # noqa: E731
+    return Column(f"vs {control}", "+.2f", of, "95 %")
 
 
 COLUMNS = (
-    Column("network", None, lambda study, cell: cell.first.network),
-    Column("method", None, lambda study, cell: cell.first.series),
-    Column("pruned", None, lambda study, cell: cell.first.amount),
-    Column("control", None, lambda study, cell: "control" if cell.first.control else ""),
-    Column("seeds", 0, lambda study, cell: len(cell.runs)),
-    Column("top-1 %", 2, lambda study, cell: cell.mean("top1")),
-    Column("±", 2, lambda study, cell: cell.spread("top1")),
-    Column("lost", 2, lost),
-    Column("epochs", 0, Study.epochs),
-    Column("params M", 3, _millions("params")),
-    Column("nonzero M", 3, _millions("nonzero_params")),
-    Column("MACs M", 1, _millions("macs")),
-    Column("MACs x", 2, theoretical_speedup),
-    Column("file MB", 2, _timed("file_bytes", 1e6)),
-    Column("compressed MB", 2, _timed("compressed_bytes", 1e6)),
-    Column("timed in", None, Study.timed_in),
-    Column("ms at 1", 2, _timed("latency_ms")),
-    Column("time x at 1", 2, _timed("latency_speedup")),
-    Column("img/s", 0, _timed("images_per_second")),
-    Column("time x", 2, _timed("measured_speedup")),
-    Column("memory MB", 0, _timed("peak_memory_bytes", 1e6)),
-    Column("CPU ms", 1, _timed("cpu_ms")),
-    Column("CUDA ms", 1, _timed("cuda_ms")),
+    Column("method", "", lambda _, cell: cell.identity.series),
+    Column("pruned", "", lambda _, cell: cell.identity.amount),
+    Column("top-1 %", ".2f", lambda _, cell: (cell.mean("top1"), cell.spread("top1")), "sd"),
+    Column("Δ top-1", "+.2f", lambda study, cell: interval(study.to_dense(cell)), "95 %"),
+    _mean("params M", ".3f", "params", 1e6),
+    Column("MAC reduction", ".2f", mac_reduction),
+    _mean("speedup", ".2f", "measured_speedup"),
+    _mean("latency ms", ".2f", "latency_ms"),
+    Column("control", "", lambda _, cell: cell.identity.control),
+    *map(_versus, CONTROLS),
+    Column("seeds", "", lambda _, cell: len(cell.runs)),
+    Column("seeds timed", "", lambda _, cell: len(cell.values("latency_ms")) or None),
+    Column("epochs", "", lambda _, cell: cell.identity.epochs),
+    _mean("nonzero M", ".3f", "nonzero_params", 1e6),
+    _mean("MACs M", ".1f", "macs", 1e6),
+    _mean("speedup / MAC reduction", ".2f", "speedup_ratio"),
+    _mean("latency speedup", ".2f", "latency_speedup"),
+    _mean("images/s", ",.0f", "images_per_second"),
+    _mean("peak memory MB", ".0f", "peak_memory_bytes", 1e6),
+    _mean("file MB", ".2f", "file_bytes", 1e6),
+    _mean("compressed MB", ".2f", "compressed_bytes", 1e6),
 )
+NAMES = [column.name for column in COLUMNS]
+MAIN = 8  # columns on the first screen
+CARD = ("top-1 %", "params M", "MACs M", "latency ms", "images/s")  # of a dense network
 
 
-def note(study: Study) -> str:
-    """What the columns mean."""
-    told = _engines(study)
-    return (
-        "±: standard deviation over seeds. lost: points of top-1 below the dense network. epochs: "
-        "of all trainings together. MACs x, time x: how many times less than the dense network; "
-        "MACs count as if zero weights cost nothing, which in dense kernels they do not. Time x at "
-        "one image (at 1) and at the batch with the best throughput"
-        + (f", {told}" if told else "")
-        + ". Empty: not measured."
-    )
+def texts(study: Study, cells: Sequence[Cell]) -> list[list[str]]:
+    """A row of COLUMNS for each cell: "1.61 ± 0.39"; "" for what was not measured."""
+    return [[_text(column, column.of(study, cell)) for column in COLUMNS] for cell in cells]
 
 
-def rows(study: Study) -> list[list[Any]]:
-    """One row of COLUMNS for each cell; None where nothing was measured."""
-    return [[column.of(study, cell) for column in COLUMNS] for cell in study.cells]
+def _text(column: Column, value: Any) -> str:
+    mean, half = value if column.spread else (value, None)
+    told = "" if mean is None else f"{mean:{column.form}}"
+    return told if half is None else f"{told} ± {half:.2f}"
 
 
-def used(table: list[list[Any]]) -> list[int]:
+def used(table: Sequence[Sequence[str]]) -> list[int]:
     """The columns that hold anything."""
-    columns = enumerate(zip(*table, strict=True))
-    return [i for i, column in columns if any(value not in (None, "") for value in column)]
+    return [i for i, column in enumerate(zip(*table, strict=True)) if any(column)]
 
 
-def text(value: Any, digits: int | None) -> str:
-    """A cell for people: "" for what was not measured."""
-    if value is None:
-        return ""
-    return str(value) if digits is None else f"{value:.{digits}f}"
+def markdown(head: Sequence[str], table: Sequence[Sequence[str]]) -> str:
+    """A table, without columns that hold nothing."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *table]
+    lines = [[escaped(line[i]) for i in used(table)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown(study: Study) -> str:
-    """The table in Markdown, and what its columns mean."""
-    return _markdown(COLUMNS, rows(study)) + f"\n{note(study)}\n"
+def escaped(words: str) -> str:
+    """For a line of Markdown."""
+    return " ".join(words.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def headline(study: Study) -> str:
-    """In Markdown, what a visitor wants to know first: a row for each way, a column each amount."""
-    amounts = sorted({cell.first.amount for cell in study.cells}, key=as_number)
-    columns = [Column("network"), Column("method"), Column("runs each")]
-    columns += [Column(f"{amount} pruned" if amount else "whole") for amount in amounts]
-    lines: dict[tuple[str, str], dict[str, Cell]] = {}
-    for cell in study.cells:
-        lines.setdefault((cell.first.network, cell.first.series), {})[cell.first.amount] = cell
-    several = len({study.timed_in(cell) for cell in study.cells} - {None}) > 1
-    table = []
-    for names, cells in lines.items():
-        counts = [len(cell.runs) for cell in cells.values()]
-        low, high = min(counts), max(counts)
-        told = [_in_short(study, cells[a], several) if a in cells else "" for a in amounts]
-        table.append([*names, f"{low}" if low == high else f"{low} to {high}", *told])
-    timed = _engines(study)
-    return _markdown(columns, table) + (
-        "\nTop-1 % ± standard deviation over seeds; then how many times fewer MACs there are if "
-        "zeros cost nothing"
-        + (f", and how many times as many images/s were measured ({timed})" if timed else "")
-        + ".\n"
-    )
+def to_markdown(study: Study, title: str, images: Sequence[str]) -> str:
+    """The whole report; `images` are files beside it."""
+    parts = [f"# {escaped(title)}", escaped(place(study)), NOTE]
+    for network, cells in study.cells.items():
+        table = texts(study, cells)
+        parts += [f"## {escaped(network)}", markdown(NAMES[:MAIN], [row[:MAIN] for row in table])]
+        parts += ["All columns:", markdown(NAMES, table)]
+    parts += [f"![{name}]({name})" for name in images]
+    parts += ["## Left out"] * bool(study.left_out)
+    return "\n\n".join(parts + [f"- {escaped(line)}" for line in study.left_out]) + "\n"
 
 
-def _in_short(study: Study, cell: Cell, several: bool) -> str:
-    spread = cell.spread("top1")
-    told = text(cell.mean("top1"), 2) + (f" ± {spread:.2f}" if spread is not None else "")
-    if not cell.first.amount:
-        return told
-    speedup = study.timed(cell, "measured_speedup")
-    place = study.timed_in(cell)
-    # Of "compile bf16 on AMD EPYC, 2 threads" the machine.
-    where = f" ({place.split(' on ')[1].split(',')[0]})" if place and several else ""
-    factors = (("fewer MACs", theoretical_speedup(study, cell)), (f"images/s{where}", speedup))
-    return "<br>".join([told, *(f"{times:.2f}x {what}" for what, times in factors if times)])
+def place(study: Study) -> str:
+    """Where the times are from."""
+    told = f"times: {study.engine} on {study.machine}" if study.engine else "nothing timed"
+    return f"{len(study.runs)} runs; {told}"
 
 
-def _engines(study: Study) -> str:
-    """What times were measured in, and on how many seeds of a cell."""
-    places = [study.timed_in(cell) for cell in study.cells]
-    engines = list(dict.fromkeys(place for place in places if place))
-    if not engines:
-        return ""
-    seeds = max(map(Cell.timed_seeds, study.cells, places))
-    return f"{' or '.join(engines)}; {'one seed' if seeds == 1 else f'up to {seeds} seeds'}"
-
-
-def engines_markdown(study: Study) -> str:
-    """The figures of every engine, of one seed, in Markdown; "" if nothing was timed."""
-    table = engine_rows(study)
-    return _markdown(ENGINE_COLUMNS, table) if table else ""
-
-
-def _markdown(columns: Sequence[Column], table: list[list[Any]]) -> str:
-    if not table:
-        return "Nothing that was fine-tuned or trained is here.\n"
-    shown = used(table)
-    head = "| " + " | ".join(columns[i].name for i in shown) + " |"
-    rule = "|" + "|".join("---" if columns[i].digits is None else "---:" for i in shown) + "|"
-    lines = [
-        "| " + " | ".join(text(row[i], columns[i].digits) for i in shown) + " |" for row in table
-    ]
-    return "\n".join([head, rule, *lines]) + "\n"
+def card(study: Study, network: str) -> list[str]:
+    """Figures of the dense network: "66.15 ± 0.37 % top-1", "0.276 M params"."""
+    if not (dense := study.dense(network)):
+        return ["no dense network"]
+    found = zip(NAMES, texts(study, [dense])[0], strict=True)
+    return [" ".join([v, *reversed(name.split())]) for name, v in found if v and name in CARD]
 
 
 def to_csv(study: Study) -> str:
-    """The table with all digits and all columns."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(column.name for column in COLUMNS)
-    writer.writerows(rows(study))
+    """The table with all digits and columns; spreads have columns of their own."""
+    file, cells = io.StringIO(), [cell for own in study.cells.values() for cell in own]
+    table = [["network"], *([_no_formula(cell.identity.network)] for cell in cells)]
+    for column in COLUMNS:
+        table[0] += [column.name, f"{column.name} {column.spread}"][: 1 + bool(column.spread)]
+        for line, cell in zip(table[1:], cells, strict=True):
+            value = column.of(study, cell)
+            line += value if column.spread else [_no_formula(value)]
+    csv.writer(file, lineterminator="\n").writerows(table)
     return file.getvalue()
 
 
-ENGINE_COLUMNS = (
-    *(Column("network"), Column("method"), Column("pruned"), Column("engine")),
-    *(Column(column.heading, column.digits) for column in TIMED),
-)
-
-
-def engine_rows(study: Study) -> list[list[Any]]:
-    """One row of ENGINE_COLUMNS for each engine that a cell was timed in, on each machine."""
-    found = []
-    for cell in study.cells:
-        for row in cell.speeds:
-            words = [cell.first.network, cell.first.series, cell.first.amount, row["where"]]
-            found.append([*words, *(column.value(row) for column in TIMED)])
-    return found
+def _no_formula(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value

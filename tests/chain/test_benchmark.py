@@ -132,7 +132,7 @@ def test_a_file_outside_a_run_folder(seed, tmp_path):
     ("flags", "code", "message"),
     [
         (["--engines", "tensorrt"], 2, "invalid choice"),
-        (["--batch-size", "0"], 2, "at least 1"),
+        (["--batch-size", "0"], 2, "--batch-size 0 is not in [1, 1e9]"),
         (["nowhere.pt"], 1, "nowhere.pt: no such checkpoint"),
     ],
 )

@@ -110,16 +110,16 @@ def test_a_resnet50_at_60_percent_in_both_runtimes(tmp_path):
         assert (torch.from_numpy(found) - wanted).abs().max() < tolerance
 
 
-def test_the_readme_example(networks, tmp_path):
-    """The lines that the README shows, run as they stand, outside this repository."""
+def test_the_documented_example(networks, tmp_path):
+    """The lines that docs/usage.md shows, run as they stand, outside this repository."""
     exported(networks["slim"], "--raw-input", "--save", tmp_path / "model.onnx")
-    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "README.md").read_text(), re.M)
+    usage = (ROOT / "docs/usage.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", usage, re.DOTALL | re.MULTILINE)
     (code,) = (block for block in blocks if "InferenceSession" in block)
     assert len(code.strip().splitlines()) == 5
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    lines = "\n".join(line[4:] for line in code.splitlines())
-    command = [sys.executable, "-I", "-c", lines]
+    command = [sys.executable, "-I", "-c", code]
     printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     checkpoint = load(networks["slim"])
     x = normalize(torch.from_numpy(pixels)[None], *(checkpoint.data[k] for k in ("mean", "std")))

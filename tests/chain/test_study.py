@@ -85,4 +85,4 @@ def test_publishing_copies_figures_and_no_weights(tmp_path):
     assert (results / "resnet20/seed0/baseline/metrics.jsonl").is_file()
     assert (results / "resnet20/seed0/baseline/benchmark.json").is_file()
     assert not list(results.rglob("*.pt"))
-    assert (results / "report.html").is_file()
+    assert (tmp_path / "report/report.html").is_file()

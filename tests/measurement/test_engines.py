@@ -9,20 +9,20 @@ from measurement.memory import peak_memory
 from measurement.timing import layer_times, profile
 from models import layer_costs, new_spec
 from tests.conftest import lively
-from utils.machine import Machine
+from utils.checkpoint import Checkpoint
+from utils.device import Machine
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 SPECS = [new_spec(20, 7, width=5), new_spec(26, 7, arch="resnet_de", width=4)]
 
 
 @pytest.mark.parametrize(
-    ("engine", "spec"),
-    [*((engine, SPECS[1]) for engine in ENGINES), ("fused", SPECS[0])],
+    ("engine", "spec"), [*((engine, SPECS[1]) for engine in ENGINES), ("fused", SPECS[0])]
 )
 def test_logits(engine, spec):
     network = lively(spec)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    bind = ENGINES[engine].prepare(network, CPU)
+    bind = ENGINES[engine](network, CPU)
     for batch in (1, 3):
         x = torch.randn(batch, 3, 16, 16)
         with torch.inference_mode():
@@ -43,7 +43,7 @@ def test_bf16_is_used_where_the_machine_says_so():
     x = torch.randn(4, 3, 16, 16)
     wanted = network(x)
     for engine in ("eager", "fused"):
-        found = ENGINES[engine].prepare(network, CPU._replace(dtype=torch.bfloat16))(x)()
+        found = ENGINES[engine](network, CPU._replace(dtype=torch.bfloat16))(x)()
         assert found.dtype == torch.bfloat16
         error = (found.float() - wanted).abs().max()
         assert 1e-4 < error < 0.1 * wanted.abs().max()
@@ -55,7 +55,7 @@ def test_many_compiled_networks_stay_compiled():
     counter = CompileCounter()
     x = torch.randn(2, 3, 8, 8)
     torch._dynamo.config.recompile_limit = 8
-    ENGINES["compile"].prepare(lively(new_spec(20, 2, width=1)), CPU)  # raises the limit
+    ENGINES["compile"](lively(new_spec(20, 2, width=1)), CPU)  # raises the limit
     for classes in range(2, 12):
         network = lively(new_spec(20, classes, width=1))
         torch.compile(network, backend=counter, dynamic=False)(x)
@@ -68,23 +68,20 @@ def test_every_layer_is_timed_and_operators_are_named():
     times = layer_times(network, x, CPU)
     assert times.keys() == {row.name for row in layer_costs(SPECS[1])}
     assert all(seconds > 0 for seconds in times.values())
-    seen = profile(ENGINES["eager"].prepare(network, CPU)(x), CPU.device)
-    assert seen.cuda_ms is None
-    assert 0 < sum(operator["cpu_ms"] for operator in seen.operators) <= seen.cpu_ms
-    assert any("conv" in operator["name"] for operator in seen.operators)
+    seen = profile(ENGINES["eager"](network, CPU)(x), CPU.device)
+    assert seen["cuda_ms"] is None
+    assert 0 < sum(operator["cpu_ms"] for operator in seen["operators"]) <= seen["cpu_ms"]
+    assert any("conv" in operator["name"] for operator in seen["operators"])
 
 
 def test_memory_is_that_of_inference(tmp_path):
     spec = new_spec(20, 10)
-    checkpoint = {
-        **{"format": 1, "stage": "baseline", "spec": spec, "pruning": None, "metrics": {}},
-        **{"state_dict": lively(spec).state_dict(), "history": []},
-        "data": dict.fromkeys(("dataset", "classes", "mean", "std", "image_size")),
-    }
-    torch.save(checkpoint, tmp_path / "model.pt")
+    data = dict.fromkeys(("dataset", "classes", "mean", "std", "image_size"))
+    network = lively(spec)
+    Checkpoint("baseline", spec, network.state_dict(), data).save(tmp_path / "model.pt")
 
     def memory(engine, batch):
-        return peak_memory(tmp_path / "model.pt", (batch, 3, 32, 32), CPU, "fp32", engine)
+        return peak_memory(tmp_path / "model.pt", (batch, 3, 32, 32), CPU, engine)
 
     small = memory("fused", 8)
     # Twice 16 channels of 32 x 32 pixels in float32 live at once: 8 MB for 64 images.
@@ -100,8 +97,8 @@ CUDA = Machine(torch.device("cuda"), torch.float32)
 def test_on_cuda(engine, tmp_path):
     network = lively(SPECS[0])
     x = torch.randn(3, 3, 16, 16)
-    call = ENGINES[engine].prepare(network, CUDA)(x)
+    call = ENGINES[engine](network, CUDA)(x)
     torch.testing.assert_close(call().cpu(), network(x), rtol=0.01, atol=0.01)  # TF32
     seen = profile(call, CUDA.device)
-    assert seen.cuda_ms > 0
-    assert sum(o["cuda_ms"] for o in seen.operators) <= 1.01 * seen.cuda_ms
+    assert seen["cuda_ms"] > 0
+    assert sum(o["cuda_ms"] for o in seen["operators"]) <= 1.01 * seen["cuda_ms"]

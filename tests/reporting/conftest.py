@@ -4,93 +4,105 @@ import json
 
 import pytest
 
-MACHINE = {"device": "cpu", "name": "a processor", "threads": 2, "precision": "bf16"}
-NET = {"dataset": "cifar100", "arch": "resnet", "depth": 20}
-SHAPE = {**NET, "width": 16, "shortcut": "A", "image_size": 32}
-WIDTHS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16}
+MACHINE = {"device": "cpu", "name": "a processor", "threads": 2}
+SHAPE = {
+    **{"dataset": "cifar100", "image_size": 32, "train_images": None, "folder": None},
+    **{"arch": "resnet", "depth": 20, "width": 16, "shortcut": "A", "mean": None, "std": None},
+}
 NETWORK = "cifar100 resnet20"
+WIDTHS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16}
+USUAL = {"soft": {"criterion": "l2"}, "weight": {"criterion": "magnitude", "allocation": "global"}}
 
 
-def cell(study, label):
-    return next(c for c in study.cells if c.label == label)
+def step(method="l1", ratio=0.6, seed=0, **more):
+    return {"method": method, "ratio": ratio, "seed": seed, **USUAL.get(method, {}), **more}
 
 
-def edit(folder, change):
-    file = folder / "result.json"
-    found = json.loads(file.read_text())
-    change(found)
-    file.write_text(json.dumps(found))
-
-
-def write(folder, stage, tag=None, *, seed=0, top1=70.0, share=1.0, nonzero=None, parent=None,
-          curve=(), speeds=(), shape=SHAPE, **arguments):  # fmt: skip
-    """One run folder. `share` is that of the dense MACs and parameters which are left."""
+def write(folder, stage, *steps, seed=0, top1=70.0, share=1.0, nonzero=None, parent=None,
+          control=None, epochs=5, timings=(), flips=(), shape=SHAPE, **recipe):  # fmt: skip
+    """One run folder. `share` of the dense MACs and parameters is left; returns its hash."""
     folder.mkdir(parents=True)
-    method = tag.split("-")[0] if tag else None
+    arguments = {"network": shape, "parent": parent}
+    if stage != "pruned":
+        training = {"epochs": epochs, "teacher": None, "recalibrate": False, "seed": seed}
+        arguments["recipe"] = {"name": "default", **training, **recipe}
+    sha256 = f"hash of {folder}"
     result = {
         **{"stage": stage, "checkpoint": str(folder / "model.pt"), "seed": seed, "loss": 1.0},
-        **{k: shape[k] for k in NET},
-        **{"method": method, "ratio": None, "tag": tag, "top1": top1, "seconds": 1.0},
-        **{"params": round(1e6 * share), "macs": round(4e7 * share)},
+        **{key: shape[key] for key in ("dataset", "arch", "depth")},
+        **{"method": steps[-1]["method"] if steps else None, "ratio": None, "top1": top1},
+        **{"pruning": [{**one, "seed": seed} for one in steps], "control": control},
+        **{"params": round(1e6 * share), "macs": round(4e7 * share), "seconds": 1.0},
         "nonzero_params": round(1e6 * (nonzero or share)),
         "effective_macs": round(4e7 * (nonzero or share)),
         "widths": {name: max(1, round(w * share)) for name, w in WIDTHS.items()},
-        "machine": MACHINE,
-        "sha256": f"hash of {folder.name} {tag} {seed}",
-        "arguments": {**shape, "seed": seed, "parent": parent, "epochs": 5, **arguments},
+        **{"machine": MACHINE, "commit": None, "arguments": arguments, "sha256": sha256},
     }
     (folder / "result.json").write_text(json.dumps(result) + "\n")
-    if curve:
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
-    if speeds:
-        speeds = [{"reference": f"hash of baseline None {seed}", **row, "sha256": result["sha256"]}
-                  for row in speeds]  # fmt: skip
-        (folder / "benchmark.json").write_text(json.dumps(list(speeds)) + "\n")
-    return result["sha256"]
+    if stage != "pruned":
+        rows = [{"epoch": e, "top1": top1 - epochs + e} for e in range(1, epochs + 1)]
+        rows = (
+            [{**row, "flipped": n} for row, n in zip(rows, flips, strict=True)] if flips else rows
+        )
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if timings:
+        rows = [{"reference": sha256, **row, "sha256": sha256} for row in timings]
+        (folder / "benchmark.json").write_text(json.dumps(rows) + "\n")
+    return sha256
 
 
-def timing(engine="fused", images_per_second=1000.0, speedup=1.0, theoretical=1.0, **more):
+def timing(speedup=1.0, engine="fused", machine=MACHINE, rate=1000.0, **more):
     return {
-        **{"engine": engine, "precision": "bf16", "machine": MACHINE, "batch_size": 128},
-        **{"latency_ms": 2.0 / speedup, "latency_ms_p10": 1.0, "latency_ms_p90": 3.0},
-        **{"images_per_second": images_per_second * speedup, "latency_speedup": speedup},
-        **{"measured_speedup": speedup, "theoretical_speedup": theoretical},
-        **{"speedup_ratio": speedup / theoretical, "logit_difference_share": 0.01},
-        **{"file_bytes": 4_000_000, "compressed_bytes": 3_000_000, "peak_memory_bytes": 10**8},
-        **{"remarks": [], "compared_with": "baseline", **more},
+        **{"engine": engine, "precision": "bf16", "machine": machine, "latency_ms": 2.0 / speedup},
+        **{"images_per_second": rate * speedup, "latency_speedup": speedup, "remarks": []},
+        **{"measured_speedup": speedup, "speedup_ratio": speedup / 2, "peak_memory_bytes": 1e8},
+        **{"file_bytes": 4_000_000, "compressed_bytes": 3_000_000, **more},
     }
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def cell(study, series, amount="", network=NETWORK):
+    found = [c for c in study.cells[network] if c.identity.series == series]
+    (one,) = (c for c in found if c.identity.amount == amount)
+    return one
+
+
+# Series, control, step, top-1 of seed 0, what is left of MACs and weights, speedup.
+TUNED = {
+    "l1-3": (None, step(ratio=0.3), 69.9, 0.7, None, 1.05),
+    "l1-6": (None, step(), 66.0, 0.4, None, 2.0),
+    "random": ("random", step(criterion="random"), 64.0, 0.4, None, 2.0),
+    "weight": (None, step("weight"), 70.2, 1.0, 0.4, 1.0),
+    "soft": (None, step("soft"), 60.0, 0.4, None, 2.1),
+}
 
 
 @pytest.fixture
 def study(tmp_path):
-    """Dense, three methods and two controls at two ratios; two seeds for l1 and random."""
-    root = tmp_path / "runs/cifar100/resnet20"
-    epochs = [{"epoch": e, "top1": 50.0 + 3 * e} for e in range(1, 6)]
-    soft = [{**row, "flipped": 8 - 2 * i, "regrown": i, "overlap": 0.5 + i / 8}
-            for i, row in enumerate(epochs)]  # fmt: skip
+    """Dense, three methods and three controls; two seeds for l1 at 60 % and its controls.
+
+    Seed 1 is a point better throughout, l1 from random filters two.
+    """
+    root = tmp_path / "runs"
     for seed in (0, 1):
         folder = root / f"seed{seed}"
-        dense = write(folder / "baseline", "baseline", seed=seed, top1=70.0 + seed, curve=epochs,
-                      speeds=[timing(), timing("eager", 500.0)])  # fmt: skip
-        for tag, top1, share, nonzero, speedup in (
-            ("l1-0.3", 69.9, 0.7, None, 1.05),
-            ("l1-0.6", 66.0, 0.4, None, 2.4),
-            ("l1-0.6-random", 64.0, 0.4, None, 2.4),
-            ("weight-0.6", 70.2, 1.0, 0.4, 1.0),
-            ("soft-0.6", 60.0, 0.4, None, 2.4),
-        ):
-            if seed == 1 and not tag.startswith("l1-0.6"):
+        dense = write(folder / "baseline", "baseline", seed=seed, top1=70.0 + seed,
+                      timings=[timing(), timing(engine="eager", rate=500.0)])  # fmt: skip
+        for name, (control, one, top1, share, nonzero, speedup) in TUNED.items():
+            if seed == 1 and name not in ("l1-6", "random"):
                 continue
-            why = ["batch 128: not faster"] if speedup < 1.01 else []
-            rows = [timing(speedup=speedup, theoretical=1 / (nonzero or share), remarks=why)]
-            pruned = write(folder / tag / "pruned", "pruned", tag, seed=seed, top1=10.0,
-                           share=share, nonzero=nonzero, parent=dense, epochs=None)  # fmt: skip
-            write(folder / tag / "finetuned", "finetuned", tag, seed=seed, top1=top1 + seed,
-                  share=share, nonzero=nonzero, parent=pruned, speeds=rows, recipe="default",
-                  curve=soft if "soft" in tag else epochs)  # fmt: skip
-        write(folder / "l1-0.6" / "like", "like", "l1-0.6", seed=seed, top1=65.0 + seed,
-              share=0.4, curve=epochs, budget="epochs", parent=pruned)  # fmt: skip
-    heat = {"layer1.0.conv1": {"0.3": 1.0, "0.6": 5.0}, "layer1.stream": {"0.3": 2.0, "0.6": 9.0}}
-    (root / "seed0/sensitivity").mkdir()
-    (root / "seed0/sensitivity/l1-inner-abc.json").write_text(json.dumps({"drops": heat}))
-    return tmp_path / "runs"
+            own = {"seed": seed, "share": share, "nonzero": nonzero, "control": control}
+            cut = write(folder / name / "cut", "pruned", one, parent=dense, top1=10.0, **own)
+            write(folder / name / "end", "finetuned", one, parent=cut, **own,
+                  top1=top1 + seed * (2 if control else 1),
+                  timings=[timing(speedup, reference=dense)],
+                  flips=(8, 4, 2, 1, 0) if name == "soft" else ())  # fmt: skip
+        write(folder / "like", "like", step(), seed=seed, top1=65.0 + seed, share=0.4,
+              control="scratch", epochs=10, parent="some pruned one")  # fmt: skip
+    write(root / "longer", "finetuned", top1=70.5, control="longer", parent=f"hash of {root}/seed0/baseline")  # fmt: skip # noqa: E501
+    return root

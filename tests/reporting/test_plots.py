@@ -1,90 +1,125 @@
-"""Every plot is drawn, can be read, and shows what was measured."""
+"""Every plot that has something to show is drawn, shows what was measured, and can be read."""
 
 import json
-import re
+import subprocess
+import sys
+
+import pytest
 
 from reporting import plots
-from reporting.collect import collect
+from reporting.load import load
 from tests.command import ROOT
-from tests.reporting.conftest import MACHINE, SHAPE, timing, write
+from tests.reporting.conftest import NETWORK, cell, edit, step, timing, write
+
+
+def drawn(study, published=()):
+    return plots.plots(load([study]), NETWORK, published)
+
+
+def lines(figure):
+    """Label -> points of what has a label, as lists of pairs."""
+    (axes,) = figure.axes
+    handles, labels = axes.get_legend_handles_labels()
+    return {text: h.lines[0].get_xydata().tolist() for text, h in zip(labels, handles, strict=True)}
 
 
 def test_every_plot_is_drawn(study):
-    figures = plots.figures(collect([study]))
-    assert figures.keys() == {
-        *("accuracy-macs", "accuracy-size", "accuracy-latency", "accuracy-time", "widths"),
-        *("training", "churn", "sensitivity-cifar100-resnet20-seed0-l1-inner-abc"),
-    }
+    figures = drawn(study)
+    assert list(figures) == [
+        *("Top-1 against speedup", "Top-1 against MACs", "Training from scratch"),
+        *("Fine-tuning, nothing pruned", "Fine-tuning, 30 % pruned", "Fine-tuning, 60 % pruned"),
+        *("Soft pruning", "Widths"),
+    ]
     for figure in figures.values():
         svg = plots.to_svg(figure)
         assert "currentColor" in svg
         assert plots.INK not in svg
-        assert plots.to_png(figure).startswith(b"\x89PNG")
+        assert plots.to_png(figure, "a title").startswith(b"\x89PNG")
+        assert len(figure.axes) == 1
 
 
-def test_one_amount_has_one_dash_in_all_panels(study):
-    """Though another network has only the larger of the amounts."""
-    shape = {**SHAPE, "depth": 32}
-    curve = [{"epoch": epoch, "top1": 9.0} for epoch in range(1, 6)]
-    write(study / "other", "finetuned", "l1-0.6", shape=shape, curve=curve)
-    panels = plots.figures(collect([study]))["training"].axes
-    keys = [key for axes in panels for key in re.findall(r"0\.6 (\S+?)[,)]", axes.get_xlabel())]
-    assert len(keys) > 1
-    assert set(keys) == {"--"}
+def test_points_stand_where_they_were_measured(study):
+    figures = drawn(study)
+    assert lines(figures["Top-1 against speedup"])["l1"] == [[1.05, 69.9], [2.0, 66.5]]
+    assert lines(figures["Top-1 against MACs"])["weight"] == [[2.5, 70.2]]
+    assert lines(figures["Soft pruning"]) == {"soft 60 %": [[1, 8], [2, 4], [3, 2], [4, 1], [5, 0]]}
+    assert lines(figures["Training from scratch"])["dense"][-1] == [5, 70.0]
+    assert lines(figures["Widths"])["l1, soft 60 %"] == [[1, 6], [2, 6], [3, 6]]
+
+
+def test_controls_are_hollow_points_without_a_line(study):
+    (axes,) = drawn(study)["Top-1 against MACs"].axes
+    looks = {
+        text: (handle.lines[0].get_markerfacecolor(), handle.lines[0].get_linestyle())
+        for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    assert looks["l1 random"] == looks["l1 from scratch"] == ("none", "None")
+    assert looks["l1"][1] == "-"
+
+
+def test_series_of_one_color_differ_in_marker_and_dash(study):
+    for number, more in enumerate(({"allocation": "global"}, {"scope": "all"})):
+        write(study / f"{number}", "finetuned", step(**more), share=0.5, top1=60.0)
+    (axes,) = drawn(study)["Top-1 against MACs"].axes
+    found = [handle.lines[0] for handle in axes.get_legend_handles_labels()[0]]
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in found]
+    assert len(set(looks)) == len(looks)
+    assert [color for color, *_ in looks].count(plots.COLORS["l1"]) == 3
+
+
+@pytest.mark.parametrize(("speedup", "there"), [(1.02, False), (1.05, True)])
+def test_a_plot_within_the_noise_is_left_out(tmp_path, speedup, there):
+    dense = write(tmp_path / "a", "baseline", timings=[timing()])
+    write(
+        tmp_path / "b", "finetuned", step(), share=0.4, timings=[timing(speedup, reference=dense)]
+    )
+    figures = drawn(tmp_path)
+    assert ("Top-1 against speedup" in figures) == there
+    assert "Top-1 against MACs" in figures
+
+
+def test_without_logs_or_cuts_there_are_no_plots_of_them(tmp_path):
+    write(tmp_path / "a", "baseline")
+    (tmp_path / "a/metrics.jsonl").unlink()
+    assert drawn(tmp_path) == {}
+    write(tmp_path / "b", "finetuned", step("weight"), nonzero=0.4)
+    assert "Widths" not in drawn(tmp_path)
+
+
+def test_a_single_epoch_is_seen(tmp_path):
+    write(tmp_path / "a", "baseline", epochs=1)
+    (figure,) = drawn(tmp_path).values()
+    (line,) = figure.axes[0].lines
+    assert line.get_marker() != "None"
+    assert figure.legends == []  # of a single line
 
 
 def test_words_on_plots_stand_clear_of_each_other(study):
-    """With three networks side by side and one below, whose names and times' labels are long."""
-    machine = {**MACHINE, "name": "AMD EPYC 9B14 96-Core Processor 25.17.1", "threads": 16}
-    for arch, depth in (("resnet", 26), ("resnet_de", 26), ("resnet", 50)):
-        shape = {**SHAPE, "arch": arch, "depth": depth, "shortcut": "B"}
-        root = study / f"cifar100/{arch}{depth}w16/seed0"
-        like = {"shape": shape, "speeds": [timing(machine=machine)]}
-        dense = write(root / "baseline", "baseline", curve=[{"epoch": 1, "top1": 9.0}], **like)
-        like["speeds"] = [timing(machine=machine, reference=dense)]
-        write(root / "l1-0.6/finetuned", "finetuned", "l1-0.6", share=0.4, top1=66.0, **like)
-    figures = plots.figures(collect([study]))
-    panels = figures["accuracy-time"].axes
-    assert len(panels) == 4
-    assert all(
-        tick.label1.get_visible() for axes in panels for tick in axes.xaxis.get_major_ticks()
-    )
-    for name, figure in figures.items():
+    for seed, name in enumerate(("a-rather-long-criterion", "another-criterion-that-is-long")):
+        write(study / name, "finetuned", step(criterion=name), share=0.5, seed=seed)
+    for title, figure in drawn(study).items():
         figure.draw_without_rendering()
-        words = [*figure.legends]
-        words += [
-            w for axes in figure.axes for w in (axes.title, axes.xaxis.label, axes.yaxis.label)
-        ]
-        boxes = [(word, word.get_window_extent()) for word in words]
-        boxes = [(word, box) for word, box in boxes if box.width > 1]
-        for i, (word, box) in enumerate(boxes):
-            assert figure.bbox.x0 <= box.x0, (name, word)
-            assert box.x1 <= figure.bbox.x1, (name, word)
-            assert figure.bbox.y0 <= box.y0, (name, word)
-            assert box.y1 <= figure.bbox.y1, (name, word)
-            assert not any(box.overlaps(other) for _, other in boxes[:i]), (name, word)
+        (axes,) = figure.axes
+        words = [*figure.legends, axes.xaxis.label, axes.yaxis.label]
+        boxes = [word.get_window_extent() for word in words]
+        for index, box in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0, title
+            assert box.x1 <= figure.bbox.x1, title
+            assert figure.bbox.y0 <= box.y0, title
+            assert not any(box.overlaps(other) for other in boxes[:index]), title
 
 
-def test_colour_and_marker_tell_series_apart(study):
-    for variant in ("global", "taylor", "all"):
-        write(study / variant, "finetuned", f"l1-0.5-{variant}", share=0.5)
-    found = collect([study])
-    looks = {}
-    for each in found.cells:
-        series = each.first.series
-        looks.setdefault(series, set()).add((plots.colour(each.first), plots.marker(found, series)))
-    assert all(len(look) == 1 for look in looks.values())
-    assert len(set().union(*looks.values())) == len(looks)
-    blue = {plots.colour(c.first) for c in found.cells if c.first.series in ("l1", "l1 all")}
-    assert len(blue) == 1  # the method has the colour
-
-
-def test_published_figures_stand_where_their_speed_up_puts_them(study):
-    points = [{"dataset": "cifar100", "network": "resnet20", "speedup": 2, "top1": 68.0}]
-    points[0]["method"] = "theirs"
-    figure = plots.figures(collect([study]), points)["accuracy-macs"]
-    (mark,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
-    assert mark.get_xydata().tolist() == [[20.0, 68.0]]
+def test_published_figures_stand_at_their_reduction(study):
+    point = {"dataset": "cifar100", "network": "resnet20", "method": "theirs", "top1": 68.0}
+    other = {**point, "network": "resnet56"}
+    found = [{**one, "speedup": 2, "source": "a paper"} for one in (point, other)]
+    figures = drawn(study, found)
+    crosses = [
+        line for line in figures["Top-1 against MACs"].axes[0].lines if line.get_marker() == "x"
+    ]
+    assert [line.get_xydata().tolist() for line in crosses] == [[[2.0, 68.0]]]
+    speeds = figures["Top-1 against speedup"].axes[0].lines
+    assert not any(line.get_marker() == "x" for line in speeds)  # theirs is not measured here
 
 
 def test_the_published_figures_of_this_repository_are_sound():
@@ -93,11 +128,31 @@ def test_the_published_figures_of_this_repository_are_sound():
     assert {"cifar10", "cifar100"} == {p["dataset"] for p in points}
 
 
-def test_noise_in_time_puts_no_network_on_the_front(study):
-    file = study / "cifar100/resnet20/seed0/soft-0.6/finetuned/benchmark.json"
-    (row,) = json.loads(file.read_text())
-    for speedup, on_the_front in ((2.44, False), (2.6, True)):  # l1, more accurate, has 2.4
-        file.write_text(json.dumps([{**row, "measured_speedup": speedup}]))
-        (axes,) = (a for a in plots.figures(collect([study]))["accuracy-time"].axes if a.lines)
-        (front,) = (line for line in axes.lines if line.get_linewidth() == 5)
-        assert ((1 / speedup, 60.0) in map(tuple, front.get_xydata())) == on_the_front
+def test_a_log_without_a_figure_is_left_out_of_its_plot(study):
+    file = study / "seed0/soft/end/metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    del rows[0]["flipped"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert lines(drawn(study)["Soft pruning"]) == {"soft 60 %": [[2, 4], [3, 2], [4, 1], [5, 0]]}
+
+
+def test_sensitivity_is_a_heat_map(tmp_path):
+    drops = {
+        "layer1.0.conv1": {"0.3": 1.0, "0.6": 5.0},
+        "layer1.residual": {"0.3": 2.0, "0.6": 9.0},
+    }
+    plots.sensitivity(drops, tmp_path / "heat.png")
+    assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
+    plots.sensitivity({"conv1": {"0.5": 0.0}}, tmp_path / "flat.png")
+
+
+def test_drawing_needs_no_screen():
+    told = "import reporting.plots, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT).returncode == 0
+
+
+def test_widths_are_of_the_first_seed(study):
+    file = study / "seed1/l1-6/end/result.json"
+    edit(file, lambda r: r["widths"].update(conv1=1))
+    assert lines(drawn(study)["Widths"])["l1, soft 60 %"][0] == [1, 6]
+    assert cell(load([study]), "l1", "60 %").runs[1]["widths"]["conv1"] == 1

@@ -1,0 +1,173 @@
+"""The runtimes: one table of the files that run without this project.
+
+For each format: how a file is written, how its metadata is read, and how it is loaded into what
+runs it. The engines of benchmark.py and the check of export.py both go through here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from utils.device import Machine
+
+Metadata = dict[str, Any]
+Bind = Callable[[Tensor], Callable[[], Tensor]]
+ANY_BATCH = ({0: torch.export.Dim("batch")},)
+REFERENCE = Machine(torch.device("cpu"), torch.float32)  # whose logits count as exact
+
+
+class MissingPackage(Exception):
+    """An optional package that is not installed."""
+
+
+def require(*names: str) -> list[ModuleType]:
+    """Import optional packages, or raise MissingPackage, which says how to get them."""
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ImportError as error:
+        raise MissingPackage(
+            f"{error.name} is not installed; pip install -r requirements-deploy.txt"
+        ) from None
+
+
+class Format(NamedTuple):
+    """A file format, and the runtime that it is for.
+
+    `write(network, example, file, metadata)` takes a batch of at least two images; the file then
+    takes batches of any size. `metadata(file)` executes nothing, whatever the file is.
+    `load(file, machine)` is for files that were written just now: it may execute what they hold.
+    It returns a function that binds the file to a batch; what that returns gives the logits.
+    """
+
+    suffix: str
+    needs: tuple[str, ...]  # optional packages
+    write: Callable[[nn.Module, Tensor, Path, Metadata], None]
+    metadata: Callable[[Path], Metadata]
+    load: Callable[[Path, Machine], Bind]
+
+
+def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
+    onnx, _ = require("onnx", "onnxscript")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecations inside the exporter
+        program = torch.onnx.export(
+            network.eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=ANY_BATCH,
+        )
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
+    onnx.save(model, file)
+
+
+def _onnx_metadata(file: Path) -> Metadata:
+    (onnx,) = require("onnx")
+    properties = onnx.load(file, load_external_data=False).metadata_props
+    return {item.key: json.loads(item.value) for item in properties}
+
+
+def _load_onnx(file: Path, machine: Machine) -> Bind:
+    """In ONNX Runtime, in float32: its convolutions on CPUs know no bf16.
+
+    On CUDA a run includes the way of the images to the device and of the logits back.
+    """
+    (ort,) = require("onnxruntime")
+    provider = "CUDAExecutionProvider" if machine.device.type == "cuda" else "CPUExecutionProvider"
+    if provider not in ort.get_available_providers():
+        raise ValueError(f"--engines onnxruntime: the installed package has no {provider}")
+    content = file.read_bytes()
+
+    def bind(images: Tensor) -> Callable[[], Tensor]:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_free_dimension_override_by_name("batch", len(images))
+        session = ort.InferenceSession(content, options, providers=[provider])
+        feed = {"images": images.cpu().contiguous().numpy()}
+        return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+    return bind
+
+
+def _write_torch(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
+    program = torch.export.export(network.eval(), (example,), dynamic_shapes=ANY_BATCH)
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _torch_metadata(file: Path) -> Metadata:
+    # Not by torch.export.load, which unpickles.
+    with zipfile.ZipFile(file) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("/extra/metadata.json"))
+        return json.loads(archive.read(name))
+
+
+def _load_torch(file: Path, machine: Machine) -> Bind:
+    """In PyTorch, in float32."""
+    program = torch.export.load(file).module().to(machine.device)
+    run = torch.inference_mode()(program)
+    return lambda images: partial(run, images.to(machine.device))
+
+
+def _write_openvino(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
+    (ov,) = require("openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        _write_onnx(network, example, Path(folder, "model.onnx"), {})
+        model = ov.convert_model(Path(folder, "model.onnx"))
+    for key, value in metadata.items():
+        model.set_rt_info(json.dumps(value), ["pruning", key])
+    ov.save_model(model, file, compress_to_fp16=False)  # and its weights beside it, as .bin
+
+
+def _openvino_metadata(file: Path) -> Metadata:
+    (ov,) = require("openvino")
+    notes = ov.Core().read_model(file).get_rt_info("pruning")
+    return {key: json.loads(value) for key, value in notes.value.items()}
+
+
+def _load_openvino(file: Path, machine: Machine) -> Bind:
+    """In OpenVINO, on the CPU, in the type of the machine."""
+    if machine.device.type != "cpu":
+        raise ValueError("--engines openvino: here it runs on the CPU only; use --device cpu")
+    (ov,) = require("openvino")
+    core = ov.Core()
+    model = core.read_model(file)
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if machine.dtype == torch.bfloat16 else "f32",
+    }
+
+    def bind(images: Tensor) -> Callable[[], Tensor]:
+        model.reshape(list(images.shape))
+        program = core.compile_model(model, "CPU", hints)
+        feed = [images.cpu().contiguous().numpy()]
+        return lambda: torch.from_numpy(program(feed, share_inputs=True)[0])
+
+    return bind
+
+
+ONNX = ("onnx", "onnxscript")
+FORMATS = {
+    "onnx": Format(".onnx", (*ONNX, "onnxruntime"), _write_onnx, _onnx_metadata, _load_onnx),
+    "torch": Format(".pt2", (), _write_torch, _torch_metadata, _load_torch),
+    "openvino": Format(
+        ".xml", (*ONNX, "openvino"), _write_openvino, _openvino_metadata, _load_openvino
+    ),
+}

@@ -1,0 +1,39 @@
+"""Multiples of widths, and times that stand beside each other."""
+
+import time
+
+import pytest
+import torch
+
+from measurement.runtimes import REFERENCE
+from measurement.timing import hardware_multiple, interleaved, relative_latency
+from models import channel_groups, new_spec
+from tests.conftest import lively
+
+
+@pytest.mark.parametrize(
+    ("spec", "cpu", "cuda"),
+    [
+        (new_spec(50, 10), 16, 8),
+        (new_spec(20, 10), 4, 4),  # no more than a quarter of 16 channels
+        (new_spec(20, 10, width=2), 1, 1),
+        (new_spec(26, 10, arch="resnet_de"), 16, 8),  # the 4 of squeeze-and-excitation aside
+    ],
+)
+def test_hardware_multiple(spec, cpu, cuda):
+    groups = channel_groups(spec)
+    assert (hardware_multiple("cpu", groups), hardware_multiple("cuda", groups)) == (cpu, cuda)
+
+
+def test_percentiles_are_in_order_and_calls_are_counted():
+    calls = [lambda: time.sleep(0.002), lambda: time.sleep(0.006)]
+    short, long = interleaved(calls, torch.device("cpu"), seconds=0.1)
+    for timing in (short, long):
+        assert timing.p10 <= timing.median <= timing.p90
+        assert 7 <= timing.calls <= 16
+    assert 0.002 <= short.median < long.median
+
+
+def test_latency_is_relative_to_the_dense_network():
+    dense, slim = lively(new_spec(56, 10, width=16)), lively(new_spec(20, 10, width=4))
+    assert relative_latency(dense, (8, 3, 16, 16), REFERENCE, slim) < 0.8

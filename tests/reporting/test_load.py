@@ -1,0 +1,276 @@
+"""Runs become cells by what they are, and whatever is not sound is left out by name."""
+
+import json
+import os
+
+import pytest
+
+from reporting import tables
+from reporting.load import load
+from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, step, write
+
+
+def names(study):
+    return [(c.identity.series, c.identity.amount, len(c.runs)) for c in study.cells[NETWORK]]
+
+
+def test_runs_become_cells(study):
+    found = load([study])
+    assert names(found) == [
+        *[("dense", "", 2), ("dense longer", "", 1)],
+        *[("l1", "30 %", 1), ("l1", "60 %", 2)],
+        *[("l1 from scratch", "60 %", 2), ("l1 random", "60 %", 2)],
+        *[("soft", "60 %", 1), ("weight", "60 %", 1)],
+    ]
+    l1 = cell(found, "l1", "60 %")
+    assert l1.mean("top1") == 66.5
+    assert l1.spread("top1") == pytest.approx(0.5**0.5)
+    assert cell(found, "soft", "60 %").spread("top1") is None
+    assert l1.identity.epochs == 10  # those of the dense network too
+    assert cell(found, "l1 from scratch", "60 %").identity.epochs == 10  # its own alone
+    assert found.left_out == []
+
+
+def test_folder_names_mean_nothing(study):
+    before = names(load([study]))
+    for number, folder in enumerate(sorted(study.glob("seed*/*/end"))):
+        folder.rename(study / f"soft-0.9-{number}")
+    assert names(load([study])) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "series"),
+    [
+        *((lambda r, k=k, v=v: r["pruning"][0].update({k: v}), s) for k, v, s in (
+            ("criterion", "taylor", "l1 taylor"),
+            ("scope", "all", "l1 all"),
+            ("round_to", 8, "l1 round_to 8"),
+        )),
+        (lambda r: r["pruning"].append(step("weight", None, pattern="2:4")), "l1 + weight"),
+        *((lambda r, k=k, v=v: r["arguments"]["recipe"].update({k: v}), s) for k, v, s in (
+            ("name", "lr-rewind", "l1 lr-rewind"),
+            ("teacher", "a hash", "l1 taught"),
+            ("recalibrate", True, "l1 recalibrated"),
+        )),
+        (lambda r: r.update(stage="scratch"), "l1 from the start"),
+    ],
+)  # fmt: skip
+def test_what_differs_in_more_than_the_seed_is_another_cell(study, change, series):
+    edit(study / "seed1/l1-6/end/result.json", change)
+    counts = [(s, n) for s, amount, n in names(load([study])) if s == series or s == "l1"]
+    assert (series, 1) in counts
+    assert counts.count(("l1", 1)) == 2  # 30 %, and what is left of 60 %
+
+
+def test_amounts(study):
+    for number, (one, told) in enumerate((
+        (step(ratio=[0.6, 0.3, 0.1]), "60/30/10 %"),
+        (step(ratio=None, target_macs=0.5), "macs 0.5"),
+        (step("weight", None, pattern="2:4"), "pattern 2:4"),
+    )):  # fmt: skip
+        write(study / f"{number}", "finetuned", one)
+        assert told in {amount for _, amount, _ in names(load([study]))}
+    write(study / "twice", "finetuned", step(ratio=0.3), step())
+    assert ("l1 + l1", "30 % + 60 %", 1) in names(load([study]))
+
+
+def test_other_images_are_another_network(study):
+    edit(
+        study / "seed0/soft/end/result.json",
+        lambda r: r["arguments"]["network"].update(mean=[0.5] * 3, std=[0.2] * 3),
+    )
+    for number, more in enumerate(
+        ({"image_size": 64}, {"train_images": 500}, {"dataset": "cifar10"})
+    ):
+        write(study / f"{number}", "baseline", shape={**SHAPE, **more})
+    assert list(load([study]).cells) == [
+        *("cifar10 resnet20", NETWORK, f"{NETWORK} 500 images", f"{NETWORK} 64px")
+    ]
+
+
+def test_differences_are_taken_seed_by_seed(study):
+    found = load([study])
+    l1 = cell(found, "l1", "60 %")
+    assert found.to_dense(l1) == [-4.0, -4.0]
+    assert found.to_control(l1, "random") == [2.0, 1.0]
+    assert found.to_control(l1, "scratch") == [1.0, 1.0]
+    assert found.to_control(l1, "longer") == [-4.5]  # the seed that both have
+    weight = cell(found, "weight", "60 %")
+    assert found.to_control(weight, "random") == []  # that of l1 is not its own
+    assert found.to_control(cell(found, "l1 random", "60 %"), "scratch") == []
+    assert found.to_dense(cell(found, "dense")) == []
+
+
+def test_the_dense_network_that_it_came_from_counts(study):
+    """Though another kind, trained for longer, has as many seeds."""
+    for seed in (0, 1):
+        write(study / f"other{seed}", "baseline", seed=seed, top1=75.0, epochs=50)
+    l1 = cell(load([study]), "l1", "60 %")
+    assert load([study]).to_dense(l1) == [-4.0, -4.0]
+
+
+def test_the_machine_where_most_was_timed_counts(study):
+    other = {"device": "cuda", "name": "A GPU"}
+    for file in study.glob("seed*/baseline/benchmark.json"):
+        edit(file, lambda rows: rows.append({**rows[0], "machine": other, "latency_ms": 0.1}))
+    found = load([study])
+    assert (found.machine, found.engine) == ("a processor, 2 threads", "fused bf16")
+    assert cell(found, "dense").mean("latency_ms") == 2.0
+    found = load([study], "gpu")
+    assert found.machine == "A GPU"
+    assert cell(found, "dense").mean("latency_ms") == 0.1
+    assert cell(found, "l1", "60 %").mean("latency_ms") is None
+    with pytest.raises(ValueError, match=r"--machine TPU: .*a processor, 2 threads; A GPU"):
+        load([study], "TPU")
+
+
+def test_of_engines_with_as_many_timings_the_fastest_counts(study):
+    for file in study.glob("seed*/*/end/benchmark.json"):
+        edit(file, lambda rows: rows.append({**rows[0], "engine": "eager", "images_per_second": 1}))
+    assert load([study]).engine == "fused bf16"
+
+
+def test_a_run_that_is_there_twice_counts_once(study):
+    write(
+        study / "z",
+        "finetuned",
+        step("soft"),
+        share=0.4,
+        top1=20.0,
+        parent=f"hash of {study}/seed0/soft/cut",
+    )
+    found = load([study])
+    assert cell(found, "soft", "60 %").mean("top1") == 60.0
+    assert found.left_out == [f"{study}/z: the same cell and seed as {study}/seed0/soft/end"]
+
+
+def test_what_is_unfinished_or_was_not_tuned_is_told(study):
+    (study / "begun").mkdir()
+    (study / "begun/metrics.jsonl").write_text('{"epoch": 1, "top1": 1.0}\n')
+    write(study / "cut", "pruned", step(ratio=0.9))
+    told = load([study]).left_out
+    assert told[0].startswith(f"{study}/begun: unfinished")
+    assert told[1] == f"{study}/cut: pruned, but not fine-tuned"
+
+
+def test_results_of_an_older_version_are_named_with_their_remedy(study):
+    file = study / "seed0/soft/end/result.json"
+    edit(file, lambda r: (r.pop("pruning"), r.pop("control"), r.update(tag="soft-0.6")))
+    (told, _) = load([study]).left_out
+    assert told.startswith(f"{file}: written by an older version; run the same stage command again")
+
+
+def log(**more):
+    return "".join(json.dumps({"epoch": e, "top1": 9.0, **more}) + "\n" for e in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("result.json", change) for change in (
+            {"top1": None}, {"top1": 164.5}, {"top1": -1.0}, {"top1": True}, {"seed": "x"},
+            {"pruning": 5}, {"pruning": [5]}, {"pruning": [{"method": "l1", "speed": 1}]},
+            {"pruning": [{"skip": [["a"]]}]}, {"control": "mine"}, {"control": []},
+            {"stage": "weird"}, {"stage": 5}, {"widths": None}, {"widths": {"conv1": "16"}},
+            {"machine": "x"}, {"sha256": None}, {"effective_macs": 0}, {"params": 10**400},
+            {"top1": float("nan")}, {"loss": float("nan")}, {"checkpoint": "\ud800"},
+            {"arguments": []}, {"arguments": {}}, {"arguments": {"network": {}, "parent": None}},
+        )),
+        *(("result.json", text) for text in ("", "null", "[" * 100_000)),
+        *(("metrics.jsonl", text) for text in (
+            "", "{", "3", "{}", log()[:-20], log(top1="x"), log(flipped=[1]), log(flipped=-1),
+        )),
+        *(("benchmark.json", text) for text in ("3", "{}", "[3]", "[{}]", "[[]]", "[")),
+    ],
+)  # fmt: skip
+def test_damage_is_named_and_the_rest_reported(study, name, content):
+    file = study / "seed0/soft/end" / name
+    if isinstance(content, dict):
+        edit(file, lambda r: r.update(content))
+    else:
+        file.write_text(content)
+    found = load([study])
+    assert found.left_out[0] == f"{file}: damaged, left out"
+    assert tables.to_csv(found)
+    assert ("soft", "60 %", 1) in names(found) or name == "result.json"
+    assert len(names(found)) == (7 if name == "result.json" else 8)
+
+
+@pytest.mark.parametrize(
+    "shape", [{"arch": "vgg"}, {"depth": 21}, {"arch": "resnet_de"}, {"depth": None}, {"folder": 5}]
+)
+def test_networks_that_cannot_be_are_left_out(study, shape):
+    file = study / "seed0/soft/end/result.json"
+    edit(file, lambda r: r["arguments"]["network"].update(shape))
+    found = load([study])
+    assert found.left_out[0] == f"{file}: damaged, left out"
+    assert len(names(found)) == 7
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"measured_speedup": x} for x in (-1.0, "1", None)),
+        *(
+            {"peak_memory_bytes": "x"},
+            {"file_bytes": {}},
+            {"remarks": [1]},
+            {"machine": {}},
+            {"engine": None},
+        ),
+    ],
+)
+def test_damaged_timings_are_left_out(study, damage):
+    file = study / "seed0/soft/end/benchmark.json"
+    edit(file, lambda rows: rows[0].update(damage))
+    found = load([study])
+    assert found.left_out == [f"{file}: damaged, left out"]
+    assert cell(found, "soft", "60 %").mean("latency_ms") is None
+
+
+@pytest.mark.parametrize("parent", [{}, [], 5])
+def test_a_parent_is_a_hash(study, parent):
+    file = study / "seed0/soft/end/result.json"
+    edit(file, lambda r: r["arguments"].update(parent=parent))
+    assert load([study]).left_out[0] == f"{file}: damaged, left out"
+
+
+@pytest.mark.parametrize("key", ["sha256", "reference"])
+def test_timings_of_other_networks_are_left_out(study, key):
+    file = study / "seed0/soft/end/benchmark.json"
+    edit(file, lambda rows: rows[0].update({key: "another"}))
+    found = load([study])
+    assert found.left_out[0].startswith(f"{file}: not of this")
+    assert cell(found, "soft", "60 %").mean("latency_ms") is None
+
+
+def test_nothing_waits_for_a_pipe(study):
+    for name in ("result.json", "metrics.jsonl", "benchmark.json"):
+        file = study / "seed0/soft/end" / name
+        file.unlink()
+        os.mkfifo(file)
+        told = load([study]).left_out
+        assert f"{study / 'seed0/soft/end/result.json'}: damaged, left out" in told
+
+
+def test_links_are_followed_and_may_lead_back(study, tmp_path):
+    (study / "seed0/back").symlink_to(study)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/runs").symlink_to(study)
+    assert names(load([tmp_path / "links"])) == names(load([study]))
+    assert load([study, tmp_path / "links"]).left_out == []  # the same files, once
+
+
+def test_nothing_to_report_is_an_error_that_says_why(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load([tmp_path / "absent"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/result.json").write_text("{")
+    with pytest.raises(FileNotFoundError, match=r"no finished stage below \(.*damaged"):
+        load([tmp_path])
+
+
+def test_a_timing_of_a_later_version_replaces_an_earlier_one(study):
+    file = study / "seed0/soft/end/benchmark.json"
+    edit(file, lambda rows: rows.append({**rows[0], "latency_ms": 7.0}))
+    assert cell(load([study]), "soft", "60 %").mean("latency_ms") == 7.0
