@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     plan, config = fill(Plan, vars(args)), cli.run_config(args)
-    machine = prepare(config.device, config.precision, config.threads)
+    machine = prepare(config)
     engines, largest = list(dict.fromkeys(plan.engines)), max(plan.batch_size)
     for engine in engines:
         require(*(FORMATS[FILES[engine]].needs if engine in FILES else ()))

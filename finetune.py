@@ -111,7 +111,7 @@ def folder_for(network: NetworkConfig, recipe: Recipe, parent: Checkpoint) -> Pa
 
 def main(args: argparse.Namespace) -> dict:
     config = cli.run_config(args)
-    machine = prepare(config.device, config.precision, config.threads)
+    machine = prepare(config)
     parent = find_parent(vars(args), cli.pruning_flags(args))
     network, recipe = runs.network_for(vars(args), parent), resolve_recipe(vars(args), parent)
     folder = runs.output_folder(config, folder_for(network, recipe, parent), parent)

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     config, given, pruning = cli.run_config(args), vars(args), cli.pruning_flags(args)
-    machine = prepare(config.device, config.precision, config.threads)
+    machine = prepare(config)
     original = read_original(args.like, given, pruning) if args.like else None
     network, recipe = resolve_training(given, original)
     step = resolve({**pruning, "seed": recipe.seed}) if pruning else None

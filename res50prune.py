@@ -37,7 +37,7 @@ from utils import run as runs
 from utils.checkpoint import Checkpoint
 from utils.data import Data, normalize, sample
 from utils.device import Machine, place, prepare
-from utils.files import write_text
+from utils.files import write_json
 from utils.log import say, table
 from utils.run import Outcome, Run
 from utils.train import evaluate
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     config, given = cli.run_config(args), vars(args)
-    machine = prepare(config.device, config.precision, config.threads)
+    machine = prepare(config)
     parent = runs.read_parent(args.model, given, "baseline")
     runs.require_finished(parent)
     network = runs.network_for(given, parent)
@@ -170,7 +170,7 @@ def sensitivities(
     bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
     found = {**made, "file": str(file)}
     found["drops"] = sensitivity.measure(model, groups, scores, accuracy, bar)
-    write_text(file, json.dumps(found) + "\n")
+    write_json(file, found)
     say(f"sensitivities of {len(groups)} groups written to {file}")
     return found
 

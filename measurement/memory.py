@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from models import build, new_spec
 from utils import checkpoint as checkpoints
-from utils.device import Machine, describe, prepare
+from utils.device import Machine
 
 from .engines import ENGINES, FILES, IN_TORCH, write_for
 from .runtimes import FORMATS
@@ -41,30 +41,26 @@ def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: st
     ):
         # Here, since what writes a file needs more memory than what runs it.
         if engine in FILES:
-            path = write_for(FILES[engine], _network(path), shape[-1], Path(folder))
-        own = describe(machine)
-        settings = own["precision"], own["threads"]
-        return pool.submit(_resident_growth, path, shape, settings, engine).result()
+            network = checkpoints.load(path).network()
+            path = write_for(FILES[engine], network, shape[-1], Path(folder))
+        own = path, shape, machine, engine, torch.get_num_threads()
+        return pool.submit(_resident_growth, *own).result()
 
 
 def _allocated(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    run = ENGINES[engine](_network(path), machine)(torch.randn(shape))
+    run = ENGINES[engine](checkpoints.load(path).network(), machine)(torch.randn(shape))
     torch.cuda.reset_peak_memory_stats()
     run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
-def _network(path: Path) -> nn.Module:
-    return checkpoints.load(path).network()
-
-
 def _resident_growth(
-    path: Path, shape: tuple[int, ...], settings: tuple[str, int], engine: str
+    path: Path, shape: tuple[int, ...], machine: Machine, engine: str, threads: int
 ) -> int | None:
-    machine = prepare("cpu", *settings, keep_memory=False)
+    torch.set_num_threads(threads)
     tiny, x = build(new_spec(20, 10, width=1, shortcut="B")), torch.randn(shape)
     ENGINES[engine](tiny, machine)(x[:1])()  # what the first one sets up is no network's
     try:
@@ -73,7 +69,7 @@ def _resident_growth(
         if engine in FILES:
             bind = FORMATS[FILES[engine]].load(path, machine)
         else:
-            bind = ENGINES[engine](_network(path), machine)
+            bind = ENGINES[engine](checkpoints.load(path).network(), machine)
         bind(x)()
         return _resident("VmHWM") - before
     except OSError:
@@ -81,5 +77,5 @@ def _resident_growth(
 
 
 def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s*(\d+)", status)[1]) * 1024

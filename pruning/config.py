@@ -148,6 +148,15 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     return PruningConfig(**values)
 
 
+def control_of(stage: str, steps: list[PruningConfig]) -> str | None:
+    """What a network is there to be compared with: None for one that is no control."""
+    if stage == "like":
+        return "scratch"
+    if stage == "finetuned" and not steps:
+        return "longer"
+    return "random" if any(step.criterion == "random" for step in steps) else None
+
+
 def name_of(steps: Sequence[PruningConfig]) -> str:
     """A folder name for people: method and amount of each step, and what is not its default."""
     return "+".join(map(_name, steps))

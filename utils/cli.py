@@ -24,8 +24,8 @@ from pruning.weight import WEIGHT_CRITERIA
 
 from .config import NetworkConfig, Recipe, RunConfig, fill
 from .device import rank
+from .files import plain
 from .log import say
-from .run import plain
 
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 

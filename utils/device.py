@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .config import RunConfig
+
 
 class Machine(NamedTuple):
     """Where to compute, and in which type convolutions and matrix products run."""
@@ -25,38 +27,35 @@ class Machine(NamedTuple):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def prepare(
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    keep_memory: bool = True,
-) -> Machine:
+def prepare(config: RunConfig, keep_memory: bool = True) -> Machine:
     """Set this process up for computing; call once, before the first tensor.
 
     `keep_memory` lets the allocator of the CPU hold on to what is freed, which is fast but makes
     a process look larger than it needs to be. Raises ValueError for a device that is not there.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ValueError(f"--device {device}: it is auto, cpu, cuda or cuda:N")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: no CUDA device found; use --device cpu")
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    chosen = torch.device(device)
-    if threads:
-        torch.set_num_threads(threads)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    name, cuda = config.device, torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device {name}: it is auto, cpu, cuda or cuda:N")
+    if name.startswith("cuda") and not cuda:
+        raise ValueError(f"--device {name}: no CUDA device found; use --device cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device(name)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     elif keep_memory:
         _keep_freed_memory()
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():  # started by torchrun
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    bf16 = precision == "bf16" or (precision == "auto" and _gains_from_bf16(chosen))
-    return Machine(chosen, torch.bfloat16 if bf16 else torch.float32)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    auto = config.precision == "auto" and _gains_from_bf16(device)
+    bf16 = auto or config.precision == "bf16"
+    return Machine(device, torch.bfloat16 if bf16 else torch.float32)
 
 
 def place(model: nn.Module, machine: Machine) -> nn.Module:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -48,6 +50,22 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` for a text."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomically` for one JSON value on a line; see `plain`."""
+    write_text(path, json.dumps(plain(value)) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The same value for JSON: paths as text, tuples as lists, None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def sha256(path: Path) -> str:

@@ -6,40 +6,27 @@ from dataclasses import fields
 from typing import Any
 
 from pruning import resolve
-from pruning.config import PruningConfig
+from pruning.config import PruningConfig, control_of
 
 from .config import NetworkConfig, Recipe, fill
+from .files import plain
 
 Flat = dict[str, Any]
 
 
 def checkpoint(content: Flat) -> Flat:
     """The content of a checkpoint."""
-    history = [
-        {
-            **entry,
-            "arguments": identity(entry["arguments"], entry["stage"], len(content["history"])),
-        }
-        for entry in content["history"]
-    ]
-    old, steps = content["pruning"], []
+    entries, old, steps = content["history"], content["pruning"], []
+    told = [identity(entry["arguments"], entry["stage"], len(entries)) for entry in entries]
+    history = [entry | {"arguments": new} for entry, new in zip(entries, told, strict=True)]
     if old:
-        made = [e["arguments"] for e in content["history"] if e["stage"] in ("pruned", "scratch")]
+        made = [e["arguments"] for e in entries if e["stage"] in ("pruned", "scratch")]
         steps = [_step(flat) for flat in made] or [_step(old["options"])]
         own = {key: old[key] for key in ("ratio", "dense", "share_cut")}
         steps_told = [step.as_dict() for step in steps]
         old = {"method": steps[-1].method, "steps": steps_told, **own, **state(old)}
-    told = {"history": history, "pruning": old, "control": control(content["stage"], steps)}
-    return {**content, **told}
-
-
-def control(stage: str, steps: list[PruningConfig]) -> str | None:
-    """What a network is there to be compared with: None for one that is no control."""
-    if stage == "like":
-        return "scratch"
-    if stage == "finetuned" and not steps:
-        return "longer"
-    return "random" if any(step.criterion == "random" for step in steps) else None
+    control = control_of(content["stage"], steps)
+    return {**content, "history": history, "pruning": old, "control": control}
 
 
 def identity(flat: Flat, stage: str, stages: int = 0) -> Flat:
@@ -47,7 +34,7 @@ def identity(flat: Flat, stage: str, stages: int = 0) -> Flat:
     known: Flat = {**flat, "folder": flat.get("data")}
     if stage == "pruned" and stages > 1:  # then these were read off the parent
         known |= {"mean": None, "std": None}
-    made: Flat = {"network": _plain(fill(NetworkConfig, known)), "parent": flat.get("parent")}
+    made: Flat = {"network": plain(vars(fill(NetworkConfig, known))), "parent": flat.get("parent")}
     if stage in ("pruned", "scratch"):
         made["pruning"] = _step(flat).as_dict()
     if stage == "pruned":
@@ -55,7 +42,7 @@ def identity(flat: Flat, stage: str, stages: int = 0) -> Flat:
     else:
         name = "equal-flops" if flat.get("budget") == "flops" else flat.get("recipe")
         renamed = {"teacher": flat.get("teacher_hash"), "recalibrate": flat.get("reestimate_bn")}
-        made["recipe"] = _plain(fill(Recipe, {"name": name, **renamed}, flat))
+        made["recipe"] = plain(vars(fill(Recipe, {"name": name, **renamed}, flat)))
     return made
 
 
@@ -90,7 +77,3 @@ def _step(flat: Flat) -> PruningConfig:
     if given["target_latency"]:  # then it was what the device likes
         given["round_to"] = None
     return resolve({**given, "skip": skip, "ratio": ratio})
-
-
-def _plain(config: NetworkConfig | Recipe) -> Flat:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in vars(config).items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from torch import nn
 
 from models import build, cost_of, costs, import_weights, new_spec, spec_of
 from pruning import Record
-from pruning.config import flag
+from pruning.config import control_of, flag
 
 from . import checkpoint as checkpoints
 from . import format1
@@ -33,7 +32,7 @@ from .checkpoint import Checkpoint, CheckpointError
 from .config import NetworkConfig, RunConfig, fill
 from .data import Data, load
 from .device import Machine, describe, rank
-from .files import locked, sha256, write_text
+from .files import locked, plain, sha256, write_json, write_text
 from .log import say
 
 # Of an identity, what is not called like its flag.
@@ -247,7 +246,7 @@ class Run(contextlib.AbstractContextManager):
             result["pruning"] = [step.as_dict() for step in checkpoint.steps]
             result.pop("tag", None)
             with contextlib.suppress(OSError):
-                write_text(file, json.dumps(result) + "\n")
+                write_json(file, result)
         self._compare(made_with)
         return {**result, "checkpoint": str(model)}  # the folder may have moved
 
@@ -309,7 +308,7 @@ class Run(contextlib.AbstractContextManager):
         if pruning:
             pruning.state.masks = {name: mask.cpu() for name, mask in pruning.state.masks.items()}
         checkpoint = Checkpoint(stage, spec, weights, data.description(), pruning)
-        checkpoint.control = format1.control(stage, steps)
+        checkpoint.control = control_of(stage, steps)
         checkpoint.metrics = metrics
         checkpoint.history = [*(parent.history if parent else []), {**entry, **made_with}]
         dense = cost_of(checkpoint.dense, data.image_size)
@@ -333,7 +332,7 @@ class Run(contextlib.AbstractContextManager):
             self._replace()
             checkpoint.save(self._path("model.pt"))
             result["sha256"] = sha256(self._path("model.pt"))  # what later stages call parent
-            write_text(self._path("result.json"), json.dumps(result) + "\n")
+            write_json(self._path("result.json"), result)
             self._path("resume.pt").unlink(missing_ok=True)
         return result
 
@@ -349,17 +348,6 @@ def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _show(value: Any) -> str:
     return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def plain(value: Any) -> Any:
-    """The same value for JSON: paths as text, tuples as lists, None for NaN and infinities."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def versions() -> dict[str, str | None]:
