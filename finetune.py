@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     told = "network to train further (default: the pruned one)"
     add("--refine", type=Path, metavar="CKPT", help=told)
-    add("--recipe", choices=RECIPES, default="default", help="way to train")
+    add("--recipe", choices=RECIPES, default="default", help="way to train (default: default)")
     add("--teacher", type=Path, metavar="CKPT", help="network whose logits are distilled")
     cli.add_flags(group, Recipe, "temperature", "teacher_weight")
     told = "BatchNorm's statistics averaged anew before training"

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_run_flags(p)
     add = p.add_argument_group("control").add_argument
     add("--like", type=Path, metavar="CKPT", help="pruned network whose shape is trained anew")
-    told = "with --like: as many epochs as the dense network took, or as many FLOPs"
+    told = "with --like: as many epochs (default) as the dense network took, or FLOPs"
     add("--budget", choices=("epochs", "flops"), default="epochs", help=told)
     cli.add_pruning_flags(p)
     cli.add_training_flags(p)

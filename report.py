@@ -13,13 +13,14 @@ import argparse
 import contextlib
 import json
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from reporting import plots, tables
 from reporting.load import Run, Study, lineage, load
 from utils import cli
-from utils.files import write_atomically
+from utils.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,16 +38,16 @@ def main(args: argparse.Namespace) -> dict:
     study = load(args.folders, args.machine)
     folder = args.save or args.folders[0] / "report"
     drawn = {network: plots.plots(study, network, published) for network in study.cells}
-    files = {"report.html": page(study, args.title, drawn, published).encode(errors="replace")}
-    files["report.csv"] = tables.to_csv(study).encode()
+    texts = {"report.html": page(study, args.title, drawn, published)}  # plots without a title
     images = []
     for network, figures in drawn.items():
         for title, figure in figures.items():
             images.append(re.sub(r"[^\w.]+", "-", f"{network} {title}".lower()) + ".png")
-            files[images[-1]] = plots.to_png(figure, f"{network}: {title}")
-    files["report.md"] = tables.to_markdown(study, args.title, images).encode(errors="replace")
-    for name, content in files.items():
-        write_atomically(folder / name, lambda file, content=content: file.write(content))
+            plots.save(figure, f"{network}: {title}", folder / images[-1])
+    texts["report.md"] = tables.to_markdown(study, args.title, images)
+    texts["report.csv"] = tables.to_csv(study)
+    for name, text in texts.items():  # paths may hold what is no text
+        write_text(folder / name, text.encode(errors="replace").decode())
     result = {"stage": "report", "page": str(folder / "report.html"), "left_out": study.left_out}
     return {**result, "networks": len(study.cells), "runs": len(study.runs)}
 
@@ -111,17 +112,15 @@ def _table(study: Study) -> str:
     groups = {network: tables.texts(study, cells) for network, cells in study.cells.items()}
     shown = tables.used([row for rows in groups.values() for row in rows])
 
-    def line(tag: str, cells: list[str]) -> str:
-        kinds = {i: "more" * (i >= tables.MAIN) for i in shown}
-        return "".join(f'<{tag} class="{kinds[i]}">{cells[i]}</{tag}>' for i in shown)
+    def line(tag: str, cells: Sequence[str], kind: str = "") -> str:
+        html = (f'<{tag} class="{"more" * (i >= tables.MAIN)}">{cells[i]}</{tag}>' for i in shown)
+        return f'<tr class="{kind}">{"".join(html)}</tr>'
 
-    heads = [f"<button>{escape(name)}</button>" for name in tables.NAMES]
-    html = f"<thead><tr>{line('th', heads)}</tr></thead>"
+    html = f"<thead>{line('th', [f'<button>{name}</button>' for name in tables.NAMES])}</thead>"
     for network, rows in groups.items():
         html += f'<tbody><tr><th colspan="{len(shown)}"><span>{escape(network)}</span></th></tr>'
         for row in rows:
-            kind = "control" * bool(row[tables.MAIN])
-            html += f'<tr class="{kind}">{line("td", [escape(cell) for cell in row])}</tr>'
+            html += line("td", list(map(escape, row)), "control" * bool(row[tables.MAIN]))
     return html
 
 

@@ -4,23 +4,3 @@ from .cost import Cost, LayerCost, cost_of, costs, layer_costs
 from .groups import Group, Span, channel_groups
 from .import_weights import import_weights
 from .resnet import ARCHS, SHORTCUTS, STAGES, Spec, block_plans, build, new_spec, spec_of
-
-__all__ = [
-    "ARCHS",
-    "SHORTCUTS",
-    "STAGES",
-    "Cost",
-    "Group",
-    "LayerCost",
-    "Span",
-    "Spec",
-    "block_plans",
-    "build",
-    "channel_groups",
-    "cost_of",
-    "costs",
-    "import_weights",
-    "layer_costs",
-    "new_spec",
-    "spec_of",
-]

@@ -3,17 +3,3 @@
 from .config import PruningConfig, name_of, resolve
 from .library import METHODS, prune, prune_step
 from .method import Method, Pruned, Record, State, Task
-
-__all__ = [
-    "METHODS",
-    "Method",
-    "Pruned",
-    "PruningConfig",
-    "Record",
-    "State",
-    "Task",
-    "name_of",
-    "prune",
-    "prune_step",
-    "resolve",
-]

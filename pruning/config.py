@@ -88,7 +88,7 @@ class PruningConfig(Options):
     round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
     schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
     gradual: bool = option(False, "weight: pruning during fine-tuning, on a cubic schedule", bool)
-    seed: int = option(0, "random seed", int, "[0, 2147483648]")
+    seed: int = option(0, "random seed (default: 0)", int, "[0, 2147483648]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,34 +148,34 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     return PruningConfig(**values)
 
 
-def control_of(stage: str, steps: list[PruningConfig]) -> str | None:
-    """What a network is there to be compared with: None for one that is no control."""
-    if stage == "like":
-        return "scratch"
-    if stage == "finetuned" and not steps:
-        return "longer"
-    return "random" if any(step.criterion == "random" for step in steps) else None
-
-
 def name_of(steps: Sequence[PruningConfig]) -> str:
     """A folder name for people: method and amount of each step, and what is not its default."""
     return "+".join(map(_name, steps))
 
 
 def _name(config: PruningConfig) -> str:
-    usual = resolve({"method": config.method})
     if config.ratio is None:
-        amount = next(own for own in AMOUNTS if getattr(config, own))
-        parts = [config.method, amount.removeprefix("target_") + f"{getattr(config, amount)}"]
+        name = next(own for own in AMOUNTS if getattr(config, own))
+        amount = name.removeprefix("target_") + str(getattr(config, name))
     else:
         ratios = config.ratio if isinstance(config.ratio, tuple) else (config.ratio,)
-        parts = [config.method, ",".join(f"{ratio:g}" for ratio in ratios)]
-    for own in ("criterion", "scope", "allocation", "schedule"):
-        if getattr(config, own) != getattr(usual, own):
-            parts.append(getattr(config, own))
-    least = resolve({"method": config.method, "allocation": config.allocation}).min_keep
+        amount = ",".join(f"{ratio:g}" for ratio in ratios)
+    return "-".join([config.method, amount, *special(config)])
+
+
+def special(config: PruningConfig) -> list[str]:
+    """What is not the default of its method, but for the amount: ["taylor", "global", "by8"].
+
+    A method that another program brought counts as the default one.
+    """
+    from .library import METHODS
+
+    method = config.method if config.method in METHODS else PruningConfig.method
+    usual = resolve({"method": method})
+    names = ("criterion", "scope", "allocation", "schedule")
+    parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
+    least = resolve({"method": method, "allocation": config.allocation}).min_keep
     parts += ["gradual"] if config.gradual else []
     parts += ["skip" + ",".join(config.skip)] if config.skip else []
     parts += [f"min{config.min_keep:g}"] if config.min_keep != least else []
-    parts += [f"by{config.round_to}"] if config.round_to else []
-    return "-".join(parts)
+    return parts + ([f"by{config.round_to}"] if config.round_to else [])

@@ -4,26 +4,23 @@ What is damaged is left out by name, and the rest goes on. No folder name is par
 stands in its result.json.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pruning import METHODS, PruningConfig
-from pruning.config import AMOUNTS
+from pruning.config import AMOUNTS, special
 from utils.config import NetworkConfig
 
-OLD = "run the same stage command again, which trains nothing, to bring it up to date"
 DENSE = "dense"
-CONTROLS = ("scratch", "random", "longer")
-SAID = {"scratch": "from scratch", "longer": "longer"}
+CONTROLS = {"scratch": "from scratch", "random": "", "longer": "longer"}  # and the words for it
 TRAINED = ("baseline", "scratch", "like", "finetuned")
 SIZES = ("params", "nonzero_params", "macs", "effective_macs")
 TIMES = ("latency_ms", "images_per_second", "latency_speedup", "measured_speedup")
@@ -47,21 +44,14 @@ class Identity(NamedTuple):
     @property
     def series(self) -> str:
         """The method, and what tells it from others but for how much is pruned."""
-        words = [" + ".join(map(_words, self.steps)) or DENSE, *self.how, SAID.get(self.control)]
+        steps = (" ".join([step.method, *special(step)]) for step in self.steps)
+        words = [" + ".join(steps) or DENSE, *self.how, CONTROLS.get(self.control)]
         return " ".join(filter(None, words))
 
     @property
     def amount(self) -> str:
         """How much is pruned: "60 %", "30 % + 60 %", "macs 0.5", "pattern 2:4"; "" for nothing."""
         return " + ".join(map(_amount, self.steps))
-
-
-def _words(step: PruningConfig) -> str:
-    usual = {**asdict(PruningConfig()), **getattr(METHODS.get(step.method), "defaults", {})}
-    amounts = {"method", "ratio", "batch_size", "seed", *AMOUNTS}
-    other = {k: v for k, v in asdict(step).items() if v != usual[k] and k not in amounts}
-    told = (v if isinstance(v, str) else f"{k} {v}" for k, v in other.items())
-    return " ".join([step.method, *told])
 
 
 def _amount(step: PruningConfig) -> str:
@@ -76,7 +66,7 @@ def _amount(step: PruningConfig) -> str:
 class Run:
     """A finished stage: what its result.json, metrics.jsonl and benchmark.json hold.
 
-    The timings are those on the machine of the report, `timing` is the one in its engine.
+    The timings are those on the machine of the report; `result` has the one in its engine, too.
     """
 
     folder: str
@@ -85,15 +75,13 @@ class Run:
     result: dict[str, Any]
     curve: list[dict[str, Any]]
     timings: list[dict[str, Any]]
-    timing: dict[str, Any]
 
     def __getitem__(self, key: str) -> Any:
         """Of the result."""
         return self.result[key]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """The same thing done with several seeds."""
 
     identity: Identity
@@ -101,8 +89,7 @@ class Cell:
 
     def values(self, key: str) -> list[float]:
         """Of a figure in the results or in the timings, as far as it is known."""
-        found = ({**run.timing, **run.result}.get(key) for run in self.runs)
-        return [value for value in found if value is not None]
+        return [run[key] for run in self.runs if run.result.get(key) is not None]
 
     def mean(self, key: str) -> float | None:
         """Over the seeds; None if unknown."""
@@ -118,8 +105,7 @@ class Cell:
         return [run["top1"] - theirs[run["seed"]] for run in self.runs if run["seed"] in theirs]
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(NamedTuple):
     """All that was found; the machine and engine of its times; lines on what is not used."""
 
     runs: list[Run]
@@ -146,14 +132,15 @@ class Study:
 
         Of several, the one whose epochs are nearest to its own.
         """
-        own, found = cell.identity, []
-        for other in self.cells[own.network] if own.steps and not own.control else ():
-            steps = [replace(step, criterion="random") for step in own.steps]
-            alike = {"random": other.identity[1:4] == (tuple(steps), control, own.how)}
-            alike |= {"scratch": other.identity.steps == own.steps, "longer": True}
-            found += [other] * (other.identity.control == control and alike[control])
-        nearest = sorted(found, key=lambda other: abs(other.identity.epochs - own.epochs))[:1]
-        return cell.minus([run for other in nearest for run in other.runs])
+        own = cell.identity
+        if own.control or not own.steps:
+            return []
+        random = tuple(replace(step, criterion="random") for step in own.steps)
+        wanted = {"random": random, "scratch": own.steps, "longer": ()}[control], control
+        found = [cell for cell in self.cells[own.network] if cell.identity[1:3] == wanted]
+        found = [c for c in found if control != "random" or c.identity.how == own.how]
+        found.sort(key=lambda other: abs(other.identity.epochs - own.epochs))
+        return cell.minus(found[0].runs) if found else []
 
 
 def load(roots: Sequence[Path], machine: str | None = None) -> Study:
@@ -185,7 +172,7 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
     for run in runs:  # of several timings in one engine, by other versions, the latest
         here = {_engine(row): row for row in run.timings if _machine(row) == place}
         run.timings[:] = here.values()
-        run.timing.update(here.get(engine, {}))
+        run.result.update({**here.get(engine, {}), **run.result})
     return Study(runs, _cells(runs, left_out), place, engine, left_out)
 
 
@@ -205,37 +192,30 @@ def _folders(roots: Sequence[Path]) -> Iterator[tuple[Path, set[str]]]:
 
 
 def _read(file: Path, sound: Callable[[Any], Any], left_out: list[str]) -> Any:
-    """What a JSON file holds, of .jsonl a list; None and a line if that is not `sound`."""
-    told = "damaged, left out"
+    """What a JSON file holds, of .jsonl a list; [] and a line if that is not `sound`."""
     try:
         text = file.read_text("utf-8") if file.is_file() else ""  # no end of a pipe is waited for
         lines = file.suffix == ".jsonl"
         content = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
         # Neither NaN nor half a character, which cannot be printed.
         json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
-        if isinstance(content, dict) and "stage" in content and "pruning" not in content:
-            told = f"written by an older version; {OLD}"
-        elif sound(content):
+        if sound(content):
             return content
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, LookupError):
         pass  # `sound` may stumble over what is not
-    left_out.append(f"{file}: {told}")
-    return None
+    left_out.append(f"{file}: damaged or of an older version, left out")
+    return []
 
 
 def _run(folder: Path, names: set[str], left_out: list[str]) -> list[Run]:
     """The stage in a folder; none, and a line, if it is not sound."""
     result = _read(folder / "result.json", _is_result, left_out)
-    if result is None:
+    if not result:
         return []
-    curve, timings = [], []
-    if result["stage"] in TRAINED:
-        epochs = result["arguments"]["recipe"]["epochs"]
-        curve = _read(folder / "metrics.jsonl", partial(_is_log, epochs), left_out)
-    if "benchmark.json" in names:
-        timings = _read(folder / "benchmark.json", _are_timings, left_out)
-    own = (str(folder), _network(result), _steps(result), result)
-    return [Run(*own, curve or [], timings or [], {})]
+    log, rows = folder / "metrics.jsonl", folder / "benchmark.json"
+    curve = _read(log, partial(_is_log, result), left_out) if result["stage"] in TRAINED else []
+    timings = _read(rows, _are_timings, left_out) if rows.name in names else []
+    return [Run(str(folder), _network(result), _steps(result), result, curve, timings)]
 
 
 def _network(result: dict[str, Any]) -> str:
@@ -256,29 +236,29 @@ def _plain(texts: Sequence[Any], numbers: Sequence[Any]) -> bool:
 
 
 def _is_result(result: Any) -> bool:
-    arguments, trained = result["arguments"], result["stage"] in TRAINED
-    recipe = arguments["recipe"] if trained else {"name": "", "epochs": 0}
-    hash((_network(result), _steps(result), arguments["parent"]))  # an error for what cannot be
+    trained, parent = result["stage"] in TRAINED, result["arguments"]["parent"]
+    recipe = result["arguments"]["recipe"] if trained else {"name": "", "epochs": 0}
+    own = Identity(_network(result), _steps(result), result["control"], (recipe["name"],), 0)
+    hash((own, own.series, parent))  # an error for what cannot be
+    texts = [result["sha256"], result["machine"]["name"], recipe["name"], parent or ""]
     numbers = [result["seed"], recipe["epochs"], *result["widths"].values()]
     numbers += [result["top1"]] * trained + [result[key] for key in SIZES]
-    known = result["control"] in (None, *CONTROLS) and isinstance(result["machine"], dict)
-    known &= (trained and result["top1"] <= 100) or result["stage"] == "pruned"
-    known &= _plain([result["sha256"], recipe["name"], arguments["parent"] or ""], numbers)
-    return known and all(result[key] for key in SIZES)
+    known = own.control in (None, *CONTROLS) and (trained or result["stage"] == "pruned")
+    known &= _plain(texts, numbers) and all(result[key] for key in SIZES)
+    return known and (not trained or result["top1"] <= 100)
 
 
-def _is_log(epochs: int, rows: Any) -> bool:
+def _is_log(result: dict[str, Any], rows: Any) -> bool:
+    epochs = range(1, result["arguments"]["recipe"]["epochs"] + 1)
     numbers = [value for row in rows for value in (row["top1"], row.get("flipped", 0))]
-    return [row["epoch"] for row in rows] == [*range(1, epochs + 1)] and _plain([], numbers)
+    return [row["epoch"] for row in rows] == list(epochs) and _plain([], numbers)
 
 
 def _are_timings(rows: Any) -> bool:
-    texts, numbers = [], []
-    for row in rows:
-        texts += [row["engine"], row["precision"], row["sha256"], row["reference"]]
-        texts += [row["machine"]["name"], *row["remarks"]]
-        optional = [key for key in OPTIONAL if row.get(key) is not None]
-        numbers += [row[key] for key in (*TIMES, *optional)]
+    texts = [row[key] for row in rows for key in ("engine", "precision", "sha256", "reference")]
+    texts += [text for row in rows for text in (row["machine"]["name"], *row["remarks"])]
+    numbers = [row[key] for row in rows for key in TIMES]
+    numbers += [row[key] for row in rows for key in OPTIONAL if row.get(key) is not None]
     return isinstance(rows, list) and _plain(texts, numbers)
 
 
@@ -298,11 +278,10 @@ def _place(rows: list[dict[str, Any]], part: str | None) -> tuple[str | None, st
     machines = [name for name in known if (part or "").casefold() in name.casefold()]
     if part and not machines:
         raise ValueError(f"--machine {part}: not among those timed on: {'; '.join(known)}")
-    machine = max(machines, key=lambda name: known[name], default=None)
-    rates: dict[str, list[float]] = {}
-    for row in (row for row in rows if _machine(row) == machine):
-        rates.setdefault(_engine(row), []).append(row["images_per_second"])
-    return machine, max(rates, key=lambda e: (len(rates[e]), max(rates[e])), default=None)
+    machine = max(machines, key=known.get, default=None)
+    here = sorted(rows, key=lambda row: -row["images_per_second"])  # of equals, the first counts
+    engines = Counter(_engine(row) for row in here if _machine(row) == machine)
+    return machine, max(engines, key=engines.get, default=None)
 
 
 def lineage(run: Run, runs: Sequence[Run]) -> list[Run]:
@@ -321,19 +300,18 @@ def _cells(runs: Sequence[Run], left_out: list[str]) -> dict[str, list[Cell]]:
     grouped: dict[Identity, dict[int, Run]] = {}
     for run in (run for run in runs if run["stage"] in TRAINED):
         recipe = run["arguments"]["recipe"]
-        how = [recipe["name"]] * (recipe["name"] != "default")
-        how += ["taught"] * bool(recipe.get("teacher"))
-        how += ["recalibrated"] * bool(recipe.get("recalibrate"))
-        how += ["from the start"] * (run["stage"] == "scratch")
-        recipes = (stage["arguments"].get("recipe") or {} for stage in lineage(run, runs))
-        epochs = sum(recipe.get("epochs", 0) for recipe in recipes)
-        key = Identity(run.network, run.steps, run["control"], tuple(how), epochs)
+        words = {recipe["name"]: recipe["name"] != "default", "taught": recipe.get("teacher")}
+        words["recalibrated"] = recipe.get("recalibrate")
+        words["from the start"] = run["stage"] == "scratch"
+        how = tuple(word for word, holds in words.items() if holds)
+        trained = [stage for stage in lineage(run, runs) if stage["stage"] in TRAINED]
+        epochs = sum(stage["arguments"]["recipe"]["epochs"] for stage in trained)
+        key = Identity(run.network, run.steps, run["control"], how, epochs)
         first = grouped.setdefault(key, {}).setdefault(run["seed"], run)
         if first is not run:
             left_out.append(f"{run.folder}: the same cell and seed as {first.folder}")
     cells = [Cell(key, tuple(own[s] for s in sorted(own))) for key, own in grouped.items()]
     cells.sort(key=lambda cell: (cell.identity.series, -cell.mean("effective_macs")))
-    rank = [DENSE, *METHODS, *(cell.identity.method for cell in cells)].index
-    cells.sort(key=lambda cell: rank(cell.identity.method))
-    networks = sorted({cell.identity.network for cell in cells})
-    return {name: [cell for cell in cells if cell.identity.network == name] for name in networks}
+    methods = [DENSE, *METHODS, *(cell.identity.method for cell in cells)]
+    cells.sort(key=lambda cell: (cell.identity.network, methods.index(cell.identity.method)))
+    return {name: list(own) for name, own in groupby(cells, lambda cell: cell.identity.network)}

@@ -3,15 +3,15 @@
 One color for each method throughout; controls are hollow and dashed.
 """
 
-from __future__ import annotations
-
 import io
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
 
 from utils.files import write_atomically
@@ -25,13 +25,8 @@ COLORS |= {"random": "#a35cc9", "scratch": "#d6455d", "longer": GRAY}
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 FIRST = ("Top-1 against speedup", "Top-1 against MACs")
 NOISE = 1.03  # a plot whose values all lie within 3 % shows nothing
-INK = "#010203"  # stands for the color of the text around the plot
-STYLE = {
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **{"axes.edgecolor": "#8888", "axes.spines.top": False, "axes.spines.right": False},
-    **{"axes.grid": True, "grid.color": "#8883", "legend.frameon": False, "font.size": 10},
-    **{"font.family": ["DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "report"},
-}
+matplotlib.style.use(Path(__file__).with_name("plots.mplstyle"))
+INK = matplotlib.rcParams["text.color"]  # stands for the color of the text around the plot
 # What is drawn for a cell or series: identity, label, x, y, and halves of error bars or None.
 Line = tuple[Identity, str, Sequence[float], Sequence[float], Sequence[float] | None]
 
@@ -56,9 +51,7 @@ def plots(study: Study, network: str, published: Sequence[dict]) -> dict[str, Fi
     return {title: figure for title, figure in figures.items() if figure}
 
 
-def accuracy(
-    points: Sequence[tuple[float | None, Cell]], label: str, published: Sequence[dict] = ()
-) -> Figure | None:
+def accuracy(points: Sequence[tuple], label: str, published: Sequence = ()) -> Figure | None:
     """Top-1, with the spread of the seeds, against what was gained: a line for each series.
 
     None if all gains lie within NOISE of each other. Figures of others are gray crosses.
@@ -76,9 +69,9 @@ def accuracy(
     (axes,) = figure.axes
     axes.xaxis.set_major_formatter("{x:g}x")
     for point in published:
-        axes.plot(point["speedup"], point["top1"], "x", ms=5, color=GRAY)
-        at, style = (point["speedup"], point["top1"]), {"fontsize": 6, "color": GRAY}
-        axes.annotate(point["method"], at, (4, -2), textcoords="offset points", **style)
+        at = point["speedup"], point["top1"]
+        axes.plot(*at, "x", ms=5, color=GRAY)
+        axes.annotate(point["method"], at, (4, -2), textcoords="offset points", size=6, color=GRAY)
     return figure
 
 
@@ -115,62 +108,54 @@ def draw(x: str, y: str, lines: Sequence[Line]) -> Figure:
 
     The color tells the method, or the control that it is; marker and dash the lines of one color.
     """
-    seen: Counter[str] = Counter()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for own, label, xs, ys, spread in lines:
-            color = COLORS.get(own.control or own.method, "#17a2b8")
-            style = {"color": color, "marker": MARKERS[seen[color] % len(MARKERS)], "ms": 5}
-            style |= {"ls": DASHES[seen[color] % len(DASHES)], "lw": 1.3, "capsize": 2}
-            style |= {"marker": "*", "ms": 9} if own.series == DENSE else {}
-            style |= {"mfc": "none", "ms": 7} if own.control else {}
-            style |= {"ls": ""} if own.control and spread else {}
-            seen[color] += 1
-            style |= {"label": label.strip(), "markevery": max(1, len(xs) // 6)}
-            axes.errorbar(xs, ys, spread if any(spread or ()) else None, **style)
-        axes.set(xlabel=x, ylabel=y)
-        axes.locator_params(axis="x", nbins=6, integer="speedup" not in x)
-        if len(lines) > 1:
-            columns = max(1, 3 - max(len(line[1]) for line in lines) // 18)
-            figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+    figure = Figure()
+    axes = figure.subplots()
+    looks = defaultdict(lambda: zip(cycle(MARKERS), cycle(DASHES)))
+    for own, label, xs, ys, spread in lines:
+        color = COLORS.get(own.control or own.method, "#17a2b8")
+        marker, dash = next(looks[color])
+        style = {"marker": "*", "ms": 9} if own.series == DENSE else {"marker": marker}
+        style |= {"mfc": "none", "ms": 7} if own.control else {}
+        style |= {"ls": "" if own.control and spread else dash, "color": color}
+        style |= {"label": label.strip(), "markevery": max(1, len(xs) // 6)}
+        axes.errorbar(xs, ys, spread if any(spread or ()) else None, **style)
+    axes.set(xlabel=x, ylabel=y)
+    axes.locator_params(axis="x", nbins=6, integer="speedup" not in x)
+    if len(lines) > 1:
+        columns = max(1, 3 - max(len(line[1]) for line in lines) // 18)
+        figure.legend(loc="outside lower center", ncols=columns)
     return figure
 
 
 def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
     """The heat map of one measurement, group x ratio -> points lost, as a PNG file."""
-    groups, ratios = list(drops), list(next(iter(drops.values())))
-    values = [[drops[group][ratio] for ratio in ratios] for group in groups]
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(6, 1.2 + 0.24 * len(groups)), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0)
-        axes.set_xticks(range(len(ratios)), [f"{float(ratio):.0%}" for ratio in ratios])
-        axes.set_yticks(range(len(groups)), groups)
-        axes.set_xlabel("channels of the group cut")
-        figure.colorbar(image, label="points lost")
-        for row, line in enumerate(values):
-            for column, value in enumerate(line):
-                shade = "white" if value > 0.45 * max(map(max, values)) else "black"
-                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade)
-    png = to_png(figure, "Training accuracy lost when one group is cut alone")
-    write_atomically(path, lambda file: file.write(png))
+    values = np.array([list(row.values()) for row in drops.values()])
+    ratios = [f"{float(ratio):.0%}" for ratio in next(iter(drops.values()))]
+    figure = Figure(figsize=(6, 1.2 + 0.24 * len(drops)))
+    axes = figure.subplots()
+    axes.grid(False)
+    image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0)
+    axes.set_xticks(range(len(ratios)), ratios)
+    axes.set_yticks(range(len(drops)), list(drops))
+    axes.set_xlabel("channels of the group cut")
+    figure.colorbar(image, label="points lost")
+    for (row, column), value in np.ndenumerate(values):
+        shade = "white" if value > 0.45 * values.max() else "black"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade)
+    save(figure, "Training accuracy lost when one group is cut alone", path)
 
 
-def to_png(figure: Figure, title: str) -> bytes:
-    """For a white page."""
-    file = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.suptitle(title, fontsize=10)
-        figure.savefig(file, format="png", dpi=150, facecolor="white")
-    return file.getvalue()
+def save(figure: Figure, title: str, path: Path) -> None:
+    """As a PNG file, for a white page."""
+    figure.suptitle(title, fontsize=10)
+    how = {"format": "png", "dpi": 150, "facecolor": "white"}
+    write_atomically(path, lambda file: figure.savefig(file, **how))
 
 
 def to_svg(figure: Figure) -> str:
     """For inclusion in a page of any color: transparent, its ink is that of the page's text."""
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue().replace(INK, "currentColor")
     svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", "'DejaVu Sans', sans-serif")
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # as wide as the page has room

@@ -1,7 +1,5 @@
 """The table of a study: its columns once, for the page, Markdown and CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import statistics
@@ -46,13 +44,11 @@ def mac_reduction(study: Study, cell: Cell) -> float | None:
 
 
 def _mean(name: str, form: str, key: str, unit: float = 1) -> Column:
-    of = lambda _, cell: None if (mean := cell.mean(key)) is None else mean / unit  # noqa: E731
-    return Column(name, form, of)
+    return Column(name, form, lambda _, cell: (mean := cell.mean(key)) and mean / unit)
 
 
 def _versus(control: str) -> Column:
-    of = lambda study, cell: interval(study.to_control(cell, control))  # noqa: E731
-    return Column(f"vs {control}", "+.2f", of, "95 %")
+    return Column(f"vs {control}", "+.2f", lambda s, c: interval(s.to_control(c, control)), "95 %")
 
 
 COLUMNS = (

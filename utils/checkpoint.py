@@ -38,7 +38,6 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
     data: dict[str, Any]  # dataset, classes, mean, std, image_size
     pruning: Record | None = None
-    control: str | None = None  # "random", "scratch" or "longer": what it is there to be
     metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per stage
     file: Path = Path("checkpoint")
@@ -52,6 +51,15 @@ class Checkpoint:
     def steps(self) -> list[PruningConfig]:
         """The pruning steps so far."""
         return self.pruning.steps if self.pruning else []
+
+    @property
+    def control(self) -> str | None:
+        """What it is there to be compared with: None for a network that is no control."""
+        if self.stage == "like":
+            return "scratch"
+        if self.stage == "finetuned" and not self.steps:
+            return "longer"
+        return "random" if any(step.criterion == "random" for step in self.steps) else None
 
     @property
     def dense(self) -> Spec:
@@ -97,7 +105,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write it atomically; refuses what would not load with `weights_only=True`."""
-        content = {**vars(self), "format": FORMAT}
+        content = {**vars(self), "format": FORMAT, "control": self.control}
         content["pruning"] = self.pruning.as_dict() if self.pruning else None
         for own in ("file", "sha256"):
             content.pop(own, None)
@@ -149,8 +157,8 @@ def parse(content: Any, file: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing))}")
     try:
-        content = format1.checkpoint(content) if content["format"] == 1 else dict(content)
-        del content["format"]
+        content = format1.checkpoint(content) if content["format"] == 1 else content
+        content = {k: v for k, v in content.items() if k not in ("format", "control")}
         if content["pruning"]:
             content["pruning"] = Record.from_dict(content["pruning"], METHODS)
         return Checkpoint(**content, file=file)

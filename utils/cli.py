@@ -30,18 +30,10 @@ from .log import say
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples as they stand, and shows defaults (but not those that are None)."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
-
-
 def parser(docstring: str) -> argparse.ArgumentParser:
-    """An argument parser whose description is a script's docstring."""
-    return argparse.ArgumentParser(description=docstring, formatter_class=_Help, allow_abbrev=False)
+    """An argument parser whose description is a script's docstring, as it stands."""
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=docstring, formatter_class=kind, allow_abbrev=False)
 
 
 def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any) -> None:
@@ -54,21 +46,16 @@ def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any)
         if not told or own.name not in (names or [own.name]):
             continue
         told.pop("interval", None)
-        kind, default = told.pop("type"), own.default
-        told["help"] = told["help"].replace("%", "%%")
-        if (
-            usual
-            and "default" not in told["help"]
-            and default not in (None, ())
-            and kind is not bool
-        ):
-            told["help"] += f" (default: {default})"
+        kind, default, words = told.pop("type"), own.default, told.pop("help").replace("%", "%%")
+        if usual and "default" not in words and default not in (None, (), False):
+            words += f" (default: {default})"
+        if "choices" in told:
+            told.pop("metavar", None)
         if kind is bool:
-            told = {"help": told["help"], "action": "store_true", "default": None}
+            told = {"action": "store_true", "default": None}
         else:
             told["type"] = kind
-            if "choices" in told:
-                told.pop("metavar", None)
+        told["help"] = words
         p.add_argument(flag(own.name), *told.pop("flags", ()), **told)
 
 
@@ -153,9 +140,8 @@ def run_script(
         with contextlib.redirect_stdout(sys.stderr):
             result = plain(main(args))
         if rank() == 0:
-            print(
-                summary(result) if for_people else json.dumps(result, allow_nan=False), flush=True
-            )
+            line = summary(result) if for_people else json.dumps(result, allow_nan=False)
+            print(line, flush=True)
     except Interrupted as error:
         code = 128 + error.args[0]
         forced = " without --force" if getattr(args, "force", False) else ""

@@ -96,7 +96,7 @@ class Recipe(Options):
     temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]")
     teacher_weight: float = option(0.9, "teacher's share of the loss", float, "[0, 1]")
     recalibrate: bool = False  # BatchNorm's statistics, before training
-    seed: int = option(0, "random seed", int, "[0, 2147483648]")
+    seed: int = option(0, "random seed (default: 0)", int, "[0, 2147483648]")
 
 
 def fill(kind: type[T], *sources: Mapping[str, Any]) -> T:

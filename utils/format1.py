@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from pruning import resolve
-from pruning.config import PruningConfig, control_of
+from pruning.config import PruningConfig
 
 from .config import NetworkConfig, Recipe, fill
 from .files import plain
@@ -16,7 +16,7 @@ Flat = dict[str, Any]
 
 def checkpoint(content: Flat) -> Flat:
     """The content of a checkpoint."""
-    entries, old, steps = content["history"], content["pruning"], []
+    entries, old = content["history"], content["pruning"]
     told = [identity(entry["arguments"], entry["stage"], len(entries)) for entry in entries]
     history = [entry | {"arguments": new} for entry, new in zip(entries, told, strict=True)]
     if old:
@@ -25,8 +25,7 @@ def checkpoint(content: Flat) -> Flat:
         own = {key: old[key] for key in ("ratio", "dense", "share_cut")}
         steps_told = [step.as_dict() for step in steps]
         old = {"method": steps[-1].method, "steps": steps_told, **own, **state(old)}
-    control = control_of(content["stage"], steps)
-    return {**content, "history": history, "pruning": old, "control": control}
+    return {**content, "history": history, "pruning": old}
 
 
 def identity(flat: Flat, stage: str, stages: int = 0) -> Flat:

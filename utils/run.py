@@ -24,7 +24,7 @@ from torch import nn
 
 from models import build, cost_of, costs, import_weights, new_spec, spec_of
 from pruning import Record
-from pruning.config import control_of, flag
+from pruning.config import flag
 
 from . import checkpoint as checkpoints
 from . import format1
@@ -296,21 +296,20 @@ class Run(contextlib.AbstractContextManager):
     ) -> dict[str, Any]:
         """Write the checkpoint, then the result that marks the stage as done; returns it."""
         spec, network = spec_of(outcome.model), outcome.network or outcome.model
-        pruning, made_with = outcome.pruning, {"versions": versions()}
-        made_with |= {"machine": describe(self.machine), "parent": self.identity["parent"]}
+        pruning, made_with = outcome.pruning, versions()
         seed = self.identity["recipe" if "recipe" in self.identity else "pruning"]["seed"]
         metrics = {**outcome.measured, **costs(network, data.image_size)}
         entry = {"stage": stage, "arguments": self.identity, "seed": seed, "metrics": metrics}
+        entry |= {"versions": made_with, "machine": describe(self.machine)}
+        entry["parent"] = self.identity["parent"]
         steps = pruning.steps if pruning else []
-        weights = {
-            key: value.cpu().contiguous() for key, value in outcome.model.state_dict().items()
-        }
+        state = outcome.model.state_dict()
+        weights = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
         if pruning:
             pruning.state.masks = {name: mask.cpu() for name, mask in pruning.state.masks.items()}
         checkpoint = Checkpoint(stage, spec, weights, data.description(), pruning)
-        checkpoint.control = control_of(stage, steps)
         checkpoint.metrics = metrics
-        checkpoint.history = [*(parent.history if parent else []), {**entry, **made_with}]
+        checkpoint.history = [*(parent.history if parent else []), entry]
         dense = cost_of(checkpoint.dense, data.image_size)
         result = {
             **{"stage": stage, "checkpoint": str(self._path("model.pt")), "dataset": data.name},
@@ -323,8 +322,7 @@ class Run(contextlib.AbstractContextManager):
             **metrics,
             **{"dense_params": dense.params, "dense_macs": dense.macs},
             "widths": spec_of(network)["widths"],
-            "machine": made_with["machine"],
-            "commit": made_with["versions"]["commit"],
+            **{"machine": entry["machine"], "commit": made_with["commit"]},
             "arguments": self.identity,
         }
         result = plain(result)
