@@ -25,7 +25,7 @@ import torch
 
 from measurement.engines import ENGINES, FILES, IN_TORCH
 from measurement.memory import peak_memory
-from measurement.rows import Subject, costs_of, keep, layers_of, measure, remarks, speed_of
+from measurement.rows import Subject, compare, costs_of, keep, layers_of, measure, reasons, remarks
 from measurement.runtimes import FORMATS, require
 from measurement.timing import profile
 from pruning.config import Options, option
@@ -36,40 +36,35 @@ from utils.config import fill
 from utils.device import describe, prepare
 from utils.log import say, table
 
-Columns = tuple[tuple[str, str, float, int], ...]  # heading, key of a row, factor, digits
-SIZES: Columns = (
-    ("top-1 %", "top1", 1, 2),
-    ("params M", "params", 1e-6, 3),
-    ("nonzero M", "nonzero_params", 1e-6, 3),
-    ("MACs M", "macs", 1e-6, 1),
-    ("thop M", "thop_macs", 1e-6, 1),
-    ("file MB", "file_bytes", 1e-6, 2),
-    ("compressed MB", "compressed_bytes", 1e-6, 2),
-)
-TIMES: dict[str, Columns] = {
-    "one image": (
-        ("latency ms", "latency_ms", 1, 2),
-        ("p10", "latency_ms_p10", 1, 2),
-        ("p90", "latency_ms_p90", 1, 2),
-        ("speedup", "latency_speedup", 1, 2),
-        ("MAC reduction", "theoretical_speedup", 1, 2),
-        ("logit error %", "logit_difference_share", 100, 2),
-    ),
-    "batch with the best throughput": (
-        ("batch", "batch_size", 1, 0),
-        ("batch ms", "batch_ms", 1, 1),
-        ("p10", "batch_ms_p10", 1, 1),
-        ("p90", "batch_ms_p90", 1, 1),
-        ("images/s", "images_per_second", 1, 0),
-        ("speedup", "measured_speedup", 1, 2),
-        ("speedup / MAC reduction", "speedup_ratio", 1, 2),
-    ),
-    "largest batch": (
-        ("peak memory MB", "peak_memory_bytes", 1e-6, 0),
-        ("CPU ms", "cpu_ms", 1, 1),
-        ("CUDA ms", "cuda_ms", 1, 1),
-    ),
+# What tables show: heading -> key of a row.
+SIZES = {
+    "top-1 %": "top1",
+    "params M": "params",
+    "nonzero M": "nonzero_params",
+    "MACs M": "macs",
+    "thop M": "thop_macs",
+    "file MB": "file_bytes",
+    "compressed MB": "compressed_bytes",
 }
+ONE = {
+    "latency ms": "latency_ms",
+    "p10": "latency_ms_p10",
+    "p90": "latency_ms_p90",
+    "speedup": "latency_speedup",
+    "MAC reduction": "theoretical_speedup",
+    "logit error": "logit_difference_share",
+}
+BEST = {
+    "batch": "batch_size",
+    "batch ms": "batch_ms",
+    "p10": "batch_ms_p10",
+    "p90": "batch_ms_p90",
+    "images/s": "images_per_second",
+    "speedup": "measured_speedup",
+    "peak memory MB": "peak_memory_bytes",
+}
+OPERATORS = {"CPU ms": "cpu_ms", "CUDA ms": "cuda_ms"}
+LAYERS = {"shape": "shape", "params": "params", "MACs M": "macs", "ms": "ms"}
 
 
 @dataclass(frozen=True)
@@ -104,31 +99,39 @@ def main(args: argparse.Namespace) -> dict:
         require(*(FORMATS[FILES[engine]].needs if engine in FILES else ()))
     subjects = load(args.checkpoints)
     first, shape = subjects[0], subjects[0].shape(largest)
-    costs = [costs_of(subject, first) for subject in subjects]
-    say(f"\n{columns(SIZES, costs)}\n")
+    costs = [costs_of(subject) for subject in subjects]
+    show("whatever runs them", costs, SIZES)
     rows, kept = [], []
     for engine in engines:
         measured = measure(subjects, engine, plan.batch_size, plan.seconds, machine)
-        say(f"{engine}: memory, and what keeps networks from being faster")
-        for subject, cost, own in zip(subjects, costs, measured, strict=True):
-            row = cost | speed_of(cost, engine, own, measured[0], machine)
-            row["memory_batch"] = largest
+        own = [cost | times for cost, times in zip(costs, measured, strict=True)]
+        for subject, row in zip(subjects, own, strict=True):
+            compare(row, own[0])
+            why = reasons(subject.network, first.network, shape[-1], machine.device.type)
+            row |= {"memory_batch": largest, "remarks": remarks(row, own[0], why)}
             if not plan.no_memory:
                 file = subject.checkpoint.file
                 row["peak_memory_bytes"] = peak_memory(file, shape, machine, engine)
             if plan.profile and engine in IN_TORCH:
                 call = ENGINES[engine](subject.network, machine)(torch.randn(shape))
                 row |= profile(call, machine.device)
-            row["remarks"] = remarks(row, subject, first, machine)
-            rows.append(row)
             kept.append(keep(subject, row, first, machine))
-        show(rows[-len(subjects) :])
+        of = f"{engine}, {own[0]['precision']}"
+        show(f"{of}: one image", own, ONE)
+        show(f"{of}: batch with the best throughput; peak memory of the largest batch", own, BEST)
+        for row in own:
+            for line in row["remarks"]:
+                say(textwrap.fill(f"{row['name']}, {line}", 100, subsequent_indent="    "))
+            if "operators" in row:
+                operators = [*row["operators"], {**row, "name": "all operators"}]
+                show(f"{of}: {row['name']}, batch {largest}", operators, OPERATORS)
+        rows += own
     found: dict[str, Any] = {"stage": "benchmark", "machine": describe(machine), "rows": rows}
     found["kept"] = list(dict.fromkeys(str(file) for file in kept if file))
     if plan.layers:
         found["layers"] = {s.name: layers_of(s, largest, machine) for s in subjects}
         for name, layers in found["layers"].items():
-            say(f"{name}, layer by layer\n{listing(layers)}\n")
+            show(f"{name}, batch {largest}, layer by layer", layers, LAYERS)
     return found
 
 
@@ -144,7 +147,8 @@ def load(paths: list[Path]) -> list[Subject]:
     places = [file.parent if file.name == "model.pt" else file for file in found]
     shared = commonpath([place.parent for place in places])
     names = [place.relative_to(shared).as_posix() for place in places]
-    return [Subject(*pair) for pair in zip(names, found.values(), strict=True)]
+    pairs = zip(names, found.values(), strict=True)
+    return [Subject(name, checkpoint, checkpoint.network().eval()) for name, checkpoint in pairs]
 
 
 def resolve(path: Path) -> list[Checkpoint]:
@@ -159,41 +163,19 @@ def resolve(path: Path) -> list[Checkpoint]:
     return []
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """What a person reads of an engine: times, and why they are not better."""
-    engine = f"{rows[0]['engine']}, {rows[0]['precision']}"
-    for what, figures in TIMES.items():
-        if any(row.get(key) is not None for row in rows for _, key, _, _ in figures):
-            say(f"\n{engine}: {what}\n{columns(figures, rows)}")
-    say("")
-    for row in rows:
-        for line in row["remarks"]:
-            say(textwrap.fill(f"{row['name']}, {line}", 100, subsequent_indent="    "))
-    for row in rows:
-        if "operators" in row:
-            say(f"\n{engine}: {row['name']}\n{listing(row['operators'])}")
-    say("")
+def show(what: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """A table with a line for each row; columns that nothing is known of are left out."""
 
+    def cell(head: str, value: Any) -> str:
+        if head.endswith((" M", " MB")) and value is not None:
+            value /= 1e6
+        if isinstance(value, float):
+            return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+        return "-" if value is None else str(value)
 
-def columns(figures: Columns, rows: list[dict[str, Any]]) -> str:
-    """A table with a line for each row, and a column for each figure that was measured."""
-
-    def cell(row: dict[str, Any], key: str, factor: float, digits: int) -> str:
-        value = row.get(key)
-        return "-" if value is None else f"{value * factor:.{digits}f}"
-
-    shown = [figure for figure in figures if any(row.get(figure[1]) is not None for row in rows)]
-    lines = [(row["name"], *(cell(row, *figure[1:]) for figure in shown)) for row in rows]
-    return table(("", *(figure[0] for figure in shown)), lines)
-
-
-def listing(rows: list[dict[str, Any]]) -> str:
-    """A table of all that the rows hold."""
-
-    def cell(value: Any) -> Any:
-        return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else value
-
-    return table(list(rows[0]), [[cell(value) for value in row.values()] for row in rows])
+    known = {h: key for h, key in columns.items() if any(row.get(key) is not None for row in rows)}
+    cells = [[row["name"], *(cell(h, row.get(key)) for h, key in known.items())] for row in rows]
+    say(f"\n{what}\n{table(['', *known], cells)}")
 
 
 def summary(result: dict[str, Any]) -> str:

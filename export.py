@@ -11,8 +11,6 @@ kept only if it gives the logits of the checkpoint. onnx and openvino want requi
 
 import argparse
 import contextlib
-import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ from utils import checkpoint as checkpoints
 from utils import cli
 from utils.checkpoint import Checkpoint
 from utils.data import Data, normalize
-from utils.run import data_for, plain, require_finished
+from utils.files import plain, write_atomically
+from utils.run import data_for, require_finished
 
 TOLERANCE = 1e-3  # on logits, or of the largest logit if that is above 1; float32
 IMAGES = 256
@@ -69,12 +68,11 @@ def main(args: argparse.Namespace) -> dict:
     require(*format_.needs)
     checkpoint = checkpoints.load(args.checkpoint)
     require_finished(checkpoint)
-    target = destination(args.save, checkpoint.file, args.format)
+    target = args.save or checkpoint.file.with_suffix(format_.suffix)
     data = data_for(checkpoint.network_config(), args.data, checkpoint)
     network = checkpoint.network().eval()
     notes = metadata(checkpoint, data, args.raw_input)
-    if not args.force:
-        refuse_other(target, args.format, notes)
+    check_target(target, checkpoint.file, args.format, None if args.force else notes)
 
     images = data.test.images[:IMAGES]
     inputs = normalize(images, data.mean, data.std).contiguous()
@@ -82,38 +80,44 @@ def main(args: argparse.Namespace) -> dict:
         wanted = network(inputs)
     if args.raw_input:
         network, inputs = RawInput(network, data), images
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, target.name)
         format_.write(network, inputs[:2], file, notes)
         difference = verify(args.format, file, inputs, wanted, notes)
-        written = sorted(Path(folder).iterdir(), key=lambda path: path.name == target.name)
-        size = sum(path.stat().st_size for path in written)
-        for path in written:  # the file itself last, its weights first
-            with path.open("rb") as content:
-                os.fsync(content.fileno())
-            os.replace(path, target.parent / path.name)
+        written = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    # The file itself last, its weights first.
+    for name in sorted(written, key=lambda name: name == target.name):
+        write_atomically(target.with_name(name), lambda file, own=written[name]: file.write(own))
     return {
         "stage": "export",
         "checkpoint": str(checkpoint.file),
         "file": str(target),
         "format": args.format,
         "raw_input": args.raw_input,
-        "bytes": size,
+        "bytes": sum(map(len, written.values())),
         "images": len(images),
         "max_logit_difference": difference,
     }
 
 
-def destination(save: Path | None, source: Path, format_: str) -> Path:
-    """Where the file goes; ValueError if its name does not say its format."""
+def check_target(target: Path, source: Path, format_: str, notes: dict | None) -> None:
+    """Raise ValueError for a name that does not say its format, or that is the checkpoint's.
+
+    Also rather than replace what is not an export with these `notes`; with None anything goes.
+    """
     suffix = FORMATS[format_].suffix
-    target = save or source.with_suffix(suffix)
     if target.suffix != suffix or target.is_dir():
         raise ValueError(f"--save {target}: the name of a {format_} file ends in {suffix}")
     if target.resolve() == source.resolve():
         raise ValueError(f"--save {target} is the checkpoint itself; choose another name")
-    return target
+    beside = target.with_suffix(".bin") if format_ == "openvino" else target
+    if notes is None or not (target.exists() or beside.exists()):
+        return
+    with contextlib.suppress(Exception):  # whatever a foreign file makes its reader raise
+        found = FORMATS[format_].metadata(target)
+        if all(found[key] == notes[key] for key in ("checkpoint", "input")):
+            return
+    raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
 
 
 def metadata(checkpoint: Checkpoint, data: Data, raw: bool) -> dict[str, Any]:
@@ -121,31 +125,18 @@ def metadata(checkpoint: Checkpoint, data: Data, raw: bool) -> dict[str, Any]:
     size = data.image_size
     images = f"uint8 (n, {size}, {size}, 3), RGB"
     normalized = f"float32 (n, 3, {size}, {size}), RGB / 255, minus mean, divided by std"
-    notes = {
-        **data.description(),
-        "input": images if raw else normalized,
-        "checkpoint": checkpoint.sha256,
-        "metrics": checkpoint.metrics,
-        "history": checkpoint.history,
-    }
-    return json.loads(json.dumps(plain(notes)))  # as it will come back
+    return plain(
+        {
+            **data.description(),
+            "input": images if raw else normalized,
+            "checkpoint": checkpoint.sha256,
+            "metrics": checkpoint.metrics,
+            "history": checkpoint.history,
+        }
+    )
 
 
-def refuse_other(target: Path, format_: str, notes: dict[str, Any]) -> None:
-    """Raise ValueError rather than overwrite a file that is not an export of this checkpoint."""
-    beside = target.with_suffix(".bin") if format_ == "openvino" else target
-    if not (target.exists() or beside.exists()):
-        return
-    found: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # whatever a foreign file makes its reader raise
-        found = FORMATS[format_].metadata(target)
-    if any(found.get(key) != notes[key] for key in ("checkpoint", "input")):
-        raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
-
-
-def verify(
-    format_: str, file: Path, inputs: Tensor, wanted: Tensor, notes: dict[str, Any]
-) -> float:
+def verify(format_: str, file: Path, inputs: Tensor, wanted: Tensor, notes: dict) -> float:
     """Largest difference of the file's logits, in a batch and alone; ExportError if too large."""
     bind = FORMATS[format_].load(file, REFERENCE)
     differences = [(bind(inputs[:n])() - wanted[:n]).abs().max() for n in (len(inputs), 1)]

@@ -22,15 +22,14 @@ from typing import Any
 
 from torch import nn
 
-from pruning import METHODS, name_of, resolve
+from pruning import name_of, resolve
 from pruning.config import flag
-from utils import checkpoint as checkpoints
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint
 from utils.config import NetworkConfig, Recipe, fill
 from utils.data import Data
-from utils.device import Machine, place, prepare
+from utils.device import place, prepare
 from utils.log import say
 from utils.run import Outcome, Run
 from utils.train import evaluate, fit, recalibrate
@@ -89,14 +88,13 @@ def find_parent(given: dict[str, Any], pruning: dict[str, Any]) -> Checkpoint:
     return parent
 
 
-def resolve_recipe(given: dict[str, Any], parent: Checkpoint) -> Recipe:
-    """The recipe by name, with the single flags that were given."""
+def resolve_recipe(given: dict[str, Any], parent: Checkpoint, teacher: str | None) -> Recipe:
+    """The recipe by name, with the single flags that were given and the hash of a teacher."""
     base = RECIPES[given["recipe"]](parent)
-    teacher = checkpoints.load(given["teacher"]).sha256 if given["teacher"] else None
-    seed = parent.seed if given["seed"] is None else given["seed"]
-    own = {"name": base.name, "teacher": teacher, "seed": seed, "compile": given["compile"]}
-    recipe = fill(Recipe, own, {k: v for k, v in given.items() if k != "teacher"}, vars(base))
-    if recipe.name == "lr-rewind":
+    own = {"teacher": teacher, "seed": parent.seed, "compile": bool(given["compile"])}
+    flags = {key: value for key, value in given.items() if key not in ("teacher", "compile")}
+    recipe = fill(Recipe, flags, own, vars(base))
+    if recipe.name == "lr-rewind" and given["lr_start"] is None:
         start = 1 - recipe.epochs / parent.trained_with()["recipe"]["epochs"]
         recipe = replace(recipe, lr_start=max(0.0, start))
     return recipe
@@ -110,46 +108,48 @@ def folder_for(network: NetworkConfig, recipe: Recipe, parent: Checkpoint) -> Pa
 
 
 def main(args: argparse.Namespace) -> dict:
-    config = cli.run_config(args)
+    config, given = cli.run_config(args), vars(args)
     machine = prepare(config)
-    parent = find_parent(vars(args), cli.pruning_flags(args))
-    network, recipe = runs.network_for(vars(args), parent), resolve_recipe(vars(args), parent)
+    parent = find_parent(given, cli.pruning_flags(args))
+    teacher = runs.read_parent(args.teacher, given, "") if args.teacher else None
+    network = runs.network_for(given, parent)
+    recipe = resolve_recipe(given, parent, teacher.sha256 if teacher else None)
     folder = runs.output_folder(config, folder_for(network, recipe, parent), parent)
-    identity = {"network": asdict(network), "recipe": asdict(recipe), "parent": parent.sha256}
+    identity = {"network": asdict(network), "recipe": asdict(recipe)}
+    identity |= {"parent": parent.sha256, "precision": config.precision}
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result
         data = runs.data_for(network, config.data, parent)
-        teacher = load_teacher(args.teacher, machine, data) if args.teacher else None
         return recover(parent, data, recipe, run, teacher)
 
 
 def recover(
-    parent: Checkpoint, data: Data, recipe: Recipe, run: Run, teacher: nn.Module | None
+    parent: Checkpoint, data: Data, recipe: Recipe, run: Run, teacher: Checkpoint | None
 ) -> dict:
-    model, record, measured, method = parent.network(), parent.pruning, {}, None
+    model, record, measured = parent.network(), parent.pruning, {}
+    if teacher:
+        expert = place(network_of(teacher, data), run.machine).eval().requires_grad_(False)
     if recipe.recalibrate:
         recalibrate(model, data, run.machine, recipe)
         measured["top1_recalibrated"], _ = evaluate(model, data, run.machine)
         say(f"top-1 with BatchNorm recalibrated: {measured['top1_recalibrated']:.2f} %")
-    if record:
-        method = METHODS[record.steps[-1].method](record.steps[-1], record.state)
-    trained = fit(model, data, recipe, run, method, teacher)
+    method = record and record.method()
+    trained = fit(model, data, recipe, run, method, expert if teacher else None)
     if record:
         record = replace(record, state=trained.state)
-        measured["channels_removed"] = getattr(trained.state, "channels_removed", None)
-    measured = {k: v for k, v in (trained.measured | measured).items() if v is not None}
-    return run.hand_over("finetuned", Outcome(trained.network, measured, record), data, parent)
+        removed = getattr(trained.state, "channels_removed", None)
+        measured |= {} if removed is None else {"channels_removed": removed}
+    outcome = Outcome(trained.network, trained.measured | measured, record)
+    return run.hand_over("finetuned", outcome, data, parent)
 
 
-def load_teacher(path: Path, machine: Machine, data: Data) -> nn.Module:
-    """The teacher's network. Raises ValueError if it was trained with other images."""
-    teacher = checkpoints.load(path)
+def network_of(teacher: Checkpoint, data: Data) -> nn.Module:
+    """The teacher's network. Raises ValueError if it is known to be for other images."""
     for key, value in data.description().items():
-        if key != "dataset" and teacher.data[key] != value:
-            told = f"was trained with other {key} than the network"
-            raise ValueError(f"--teacher {teacher.file} {told}")
-    return place(teacher.network(), machine).eval().requires_grad_(False)
+        if key != "dataset" and teacher.data[key] not in (None, value):
+            raise ValueError(f"--teacher {teacher.file} was trained with other {key}")
+    return teacher.network()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> dict:
         name = f"{name_of(original.steps)}/like{flops}"
     folder = runs.output_folder(config, runs.default_folder(network, recipe.seed) / name, original)
     identity = {"network": asdict(network), "recipe": asdict(recipe)}
-    identity["parent"] = original.sha256 if original else None
+    identity |= {"parent": original.sha256 if original else None, "precision": config.precision}
     identity |= {"pruning": step.as_dict()} if step else {}
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
@@ -80,7 +80,10 @@ def read_original(path: Path, given: dict, pruning: dict) -> Checkpoint:
 
 
 def resolve_training(given: dict, original: Checkpoint | None) -> tuple[NetworkConfig, Recipe]:
-    """What to train and how; the shape of another as the dense network was, as long or as much."""
+    """What to train and how.
+
+    The control is trained as its dense network was: for as many epochs or as many operations.
+    """
     network = runs.network_for(given, original)
     if original is None:
         if given["budget"] == "flops":
@@ -89,8 +92,8 @@ def resolve_training(given: dict, original: Checkpoint | None) -> tuple[NetworkC
     told = original.trained_with() or {"recipe": {}, "network": {}}
     if network.train_images is None:
         network = replace(network, train_images=told["network"].get("train_images"))
-    seed = {"seed": original.seed, "name": "default"}
-    recipe = fill(Recipe, given, seed, told["recipe"])
+    own = {"seed": original.seed, "name": "default", "compile": bool(given["compile"])}
+    recipe = fill(Recipe, given, own, told["recipe"])
     if given["budget"] == "flops":
         dense = cost_of(original.dense, original.image_size)
         epochs = round(recipe.epochs * dense.macs / original.metrics["effective_macs"])
@@ -105,14 +108,13 @@ def train(
     shape = {"arch": network.arch, "width": network.width, "shortcut": network.shortcut}
     spec = new_spec(network.depth, len(data.classes), **shape)
     torch.manual_seed(recipe.seed)
-    model, record, method = build(spec), None, None
+    model, record = build(spec), None
     if step:
         task = Task(cost_of(spec, data.image_size), data.image_size)
         _, record = prune_step(model, step, task)
-        method = METHODS[step.method](step, record.state)
-    trained = fit(model, data, recipe, run, method)
-    if record:
-        record = replace(record, state=trained.state)
+    trained = fit(model, data, recipe, run, record and record.method())
+    if record:  # the training has recovered from the cut
+        record = replace(record, state=trained.state, share_cut=0.0)
     outcome = Outcome(trained.network, trained.measured, record)
     return run.hand_over("scratch" if step else "baseline", outcome, data)
 
@@ -120,11 +122,11 @@ def train(
 def train_like(original: Checkpoint, data: Data, recipe: Recipe, run: Run) -> dict:
     """The shape of a pruned network, from scratch; its masks are part of the shape."""
     torch.manual_seed(recipe.seed)
-    model, step = build(original.spec), original.steps[-1]
-    state = replace(original.pruning.state, kept={})
-    apply_masks(model, state.masks)
-    trained = fit(model, data, recipe, run, METHODS[step.method](step, state))
-    record = replace(original.pruning, state=trained.state)
+    model = build(original.spec)
+    record = replace(original.pruning, state=replace(original.pruning.state, kept={}))
+    apply_masks(model, record.state.masks)
+    trained = fit(model, data, recipe, run, record.method())
+    record = replace(record, state=trained.state)
     return run.hand_over("like", Outcome(trained.network, trained.measured, record), data)
 
 

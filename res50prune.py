@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> dict:
     folder = home / name_of([*parent.steps, step]) / "pruned"
     folder = runs.output_folder(config, folder, parent)
     identity = {"network": asdict(network), "pruning": step.as_dict(), "parent": parent.sha256}
-    identity["evaluate"] = not args.no_eval
+    identity |= {"no_eval": args.no_eval, "precision": config.precision}
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result
@@ -109,22 +109,23 @@ def prune(
 
     pruning_start = time.perf_counter()
     pruned, record = prune_step(model, step, task, parent.pruning)
+    pruning_seconds = time.perf_counter() - pruning_start
+    say(table(("group", "before", "after", "protected by"), pruned.rows))
     x = normalize(data.train.images[:CHECK_IMAGES], data.mean, data.std)
     difference, largest = verify(pruned.reference, pruned.network, x)
-    pruning_seconds = time.perf_counter() - pruning_start
     before, after = costs(model, size), costs(pruned.network, size)
-    say(table(("group", "before", "after", "protected by"), pruned.rows))
     for name, left in (("params", "nonzero_params"), ("macs", "effective_macs")):
         say(f"{name} {before[name]:,} -> {after[name]:,} ({after[left]:,} by weights not zero)")
     say(f"largest logit difference {difference:.2e} (largest logit {largest:.1f})")
 
     measured = {"top1": None, "loss": None, "top1_before": None}
-    if run.identity["evaluate"]:
+    if not run.identity["no_eval"]:
         measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
         measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
     if task.latency:
         measured["latency_share"] = task.latency(pruned.network)
+        measured["round_to"] = step.round_to or multiple
     measured |= {"max_logit_difference": difference, "pruning_seconds": pruning_seconds}
     measured["seconds"] = time.perf_counter() - start
     outcome = Outcome(pruned.model, measured, record, pruned.network)
@@ -151,6 +152,7 @@ def sensitivities(
     """
     made = {"parent": parent.sha256, "images": SENSITIVITY_IMAGES, "seed": step.seed}
     made |= {"criterion": step.criterion, "scope": step.scope, "mean": data.mean, "std": data.std}
+    made["train_images"] = len(data.train.labels)
     groups, _ = select(channel_groups(parent.spec), [], step.scope)
     ratios = [f"{ratio:g}" for ratio in sensitivity.RATIOS]
     with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again

@@ -32,7 +32,8 @@ for method in "${methods[@]}"; do
     : "${first:=${#ways[@]}}"
 done
 machine=() # flags that benchmark.py takes, too
-for ((i = 1; i < $#; i++)); do
+for ((i = 1; i <= $#; i++)); do
+    case ${!i} in --device=* | --threads=* | --precision=*) machine+=("${!i}") ;; esac
     case ${!i} in --device | --threads | --precision) machine+=("${@:i:2}") ;; esac
 done
 [ "${CONTROLS:-}" = 1 ] && controls=$((1 + first)) || controls=0

@@ -27,9 +27,8 @@ case $part in
     publish)
         source "$here/setup.sh"
         setup requirements.txt
-        (cd runs/cifar100 && find . -name result.json -exec cp --parents {} "$here/docs/results" \; \
-            -o -name metrics.jsonl -exec cp --parents {} "$here/docs/results" \; \
-            -o -name benchmark.json -exec cp --parents {} "$here/docs/results" \;)
+        (cd runs/cifar100 && find . \( -name result.json -o -name metrics.jsonl -o -name benchmark.json \) \
+            -exec cp --parents {} "$here/docs/results" \;)
         exec python "$here/report.py" "$here/docs/results" --save report \
             --published "$here/docs/published.json" ;;
     *) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; [[ $part == -h || $part == --help ]] || exit 2; exit ;;

@@ -10,8 +10,6 @@ So that what is timed is inference alone: folding, converting, compiling lie beh
 network itself is never changed.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import tempfile
@@ -49,7 +47,7 @@ def compiled(network: nn.Module, machine: Machine) -> Bind:
     # Each network and each batch is a program of its own, and none may fall back to eager.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
     glue = "triton.cudagraphs" if machine.device.type == "cuda" else "cpp_wrapper"
-    start = _in_torch(folded(network), machine, partial(torch.compile, dynamic=False))
+    start = _in_torch(torch.compile(folded(network), dynamic=False), machine)
 
     def bind(images: Tensor) -> Callable[[], Tensor]:
         run = start(images)
@@ -107,12 +105,8 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
-def _in_torch(
-    network: nn.Module,
-    machine: Machine,
-    transform: Callable[[nn.Module], Callable[[Tensor], Tensor]] = lambda network: network,
-) -> Bind:
+def _in_torch(network: nn.Module, machine: Machine) -> Bind:
     # Converted once, here: autocast would convert the weights again in every call.
-    run = torch.inference_mode()(transform(place(network, machine).to(machine.dtype).eval()))
+    run = torch.inference_mode()(place(network, machine).to(machine.dtype).eval())
     order = torch.channels_last
     return lambda x: partial(run, x.to(machine.device, machine.dtype, memory_format=order))

@@ -1,7 +1,5 @@
 """Memory of inference."""
 
-from __future__ import annotations
-
 import multiprocessing
 import re
 import signal
@@ -48,7 +46,6 @@ def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: st
 
 
 def _allocated(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
-    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     run = ENGINES[engine](checkpoints.load(path).network(), machine)(torch.randn(shape))
     torch.cuda.reset_peak_memory_stats()

@@ -1,158 +1,88 @@
 """The figures of networks in engines: one row for each pair, and where rows are kept."""
 
-from __future__ import annotations
-
 import json
-import warnings
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from thop import profile as thop
 from torch import nn
 
-from models import costs, layer_costs, spec_of
+from models import channel_groups, costs, layer_costs, spec_of
 from utils.checkpoint import Checkpoint
 from utils.device import Machine, describe
-from utils.files import locked, write_text
+from utils.files import locked, plain, write_text
 from utils.log import say
-from utils.run import plain
 
-from .diagnosis import reasons, verdict
 from .engines import ENGINES, eager, precision_of
 from .runtimes import REFERENCE
-from .timing import Timing, interleaved, layer_times
+from .timing import Timing, hardware_multiple, interleaved, layer_times
+
+BUSY = 1.5  # p90 / p10 of a machine that had other things to do, too
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A network to be measured."""
+class Subject(NamedTuple):
+    """A network to be measured, on the CPU and in evaluation mode."""
 
     name: str
     checkpoint: Checkpoint
-
-    @cached_property
-    def network(self) -> nn.Module:
-        """Built once, on the CPU, in evaluation mode."""
-        return self.checkpoint.network().eval()
+    network: nn.Module
 
     def shape(self, batch: int) -> tuple[int, int, int, int]:
         """Of a batch of its images."""
         size = self.checkpoint.image_size
         return batch, 3, size, size
 
-    @property
-    def sha256(self) -> str | None:
-        """Of the checkpoint of a finished run; None for any other file."""
-        file = self.checkpoint.file
-        finished = file.name == "model.pt" and file.with_name("result.json").is_file()
-        return self.checkpoint.sha256 if finished else None
 
-
-class Measured(NamedTuple):
-    """What was measured of one network in one engine, at each batch.
-
-    The errors are the largest difference of the logits, as it is and as a share of the largest.
-    """
-
-    timings: dict[int, Timing]
-    errors: list[tuple[float, float]]
-
-    def rate(self, batch: int) -> float:
-        """Images per second."""
-        return batch / self.timings[batch].median
-
-    @property
-    def best(self) -> int:
-        """The batch with the highest rate."""
-        return max(self.timings, key=self.rate)
-
-
-def measure(
-    subjects: Sequence[Subject],
-    engine: str,
-    batches: Sequence[int],
-    seconds: float,
-    machine: Machine,
-) -> list[Measured]:
-    """Time all networks in an engine in turn, at batch 1 and at each of `batches`.
-
-    The logits are compared with those of PyTorch in float32, on the CPU, on the same images.
-    """
-    bound = [ENGINES[engine](subject.network, machine) for subject in subjects]
-    measured = [Measured({}, []) for _ in subjects]
-    for batch in dict.fromkeys((1, *batches)):
-        x, calls = torch.randn(subjects[0].shape(batch)), []
-        for subject, bind, own in zip(subjects, bound, measured, strict=True):
-            if engine == "compile":
-                say(f"compiling {subject.name} for batches of {batch}")
-            calls.append(bind(x))
-            wanted = eager(subject.network, REFERENCE)(x)()
-            error = (calls[-1]().float().cpu() - wanted).abs().max()
-            own.errors.append((error.item(), (error / wanted.abs().max()).item()))
-        say(f"{engine}: timing {len(subjects)} networks, batch {batch}")
-        found = interleaved(calls, machine.device, seconds)
-        for own, timing in zip(measured, found, strict=True):
-            own.timings[batch] = timing
-    return measured
-
-
-def costs_of(subject: Subject, first: Subject) -> dict[str, Any]:
+def costs_of(subject: Subject) -> dict[str, Any]:
     """What a network costs whatever runs it: accuracy, parameters, MACs, bytes."""
-    checkpoint, size = subject.checkpoint, subject.checkpoint.image_size
-    own, reference = (costs(network, size) for network in (subject.network, first.network))
+    checkpoint = subject.checkpoint
     weights = b"".join(values.numpy().tobytes() for values in checkpoint.state_dict.values())
     return {
         "name": subject.name,
-        "compared_with": first.name,
         "checkpoint": str(checkpoint.file),
         # What is reported of an unfinished pruning is not of the network that is timed here.
         "top1": None if checkpoint.pending else checkpoint.metrics.get("top1"),
-        **own,
-        "theoretical_speedup": reference["effective_macs"] / own["effective_macs"],
-        "thop_macs": thop_macs(subject),
+        **costs(subject.network, checkpoint.image_size),
+        # A popular tool's count, for comparison, of a network of its own: it leaves buffers behind.
+        # It adds normalization and pooling.
+        "thop_macs": thop(checkpoint.network(), (torch.randn(subject.shape(1)),), verbose=False)[0],
         "file_bytes": checkpoint.file.stat().st_size,
         # Of the weights alone: the file also has masks and history.
         "compressed_bytes": len(zlib.compress(weights)),
     }
 
 
-def thop_macs(subject: Subject) -> float:
-    """The count of a popular tool, for comparison: it adds normalization and pooling."""
-    with warnings.catch_warnings():  # it uses an outdated way to compare versions
-        warnings.simplefilter("ignore")
-        from thop import profile
+def measure(
+    subjects: list[Subject], engine: str, batches: tuple[int, ...], seconds: float, machine: Machine
+) -> list[dict[str, Any]]:
+    """Time all networks in an engine in turn, at batch 1 and at each of `batches`.
 
-        network = subject.checkpoint.network()  # it leaves buffers behind
-        return profile(network, (torch.randn(subject.shape(1)),), verbose=False)[0]
-
-
-def speed_of(
-    cost: dict[str, Any], engine: str, own: Measured, first: Measured, machine: Machine
-) -> dict[str, Any]:
-    """Times in an engine, and the speedups over the first network beside the MAC reduction."""
-    best = own.best
-    speedup = own.rate(best) / first.rate(first.best)
-    one, many = own.timings[1], own.timings[best]
-    difference, share = torch.tensor(own.errors).amax(0).tolist()  # not max(), which loses a NaN
-    return {
-        "engine": engine,
-        "precision": precision_of(engine, machine),
-        "max_logit_difference": difference,
-        "logit_difference_share": share,
-        **_milliseconds("latency_ms", one),
-        "latency_calls": one.calls,
-        "batch_size": best,
-        **_milliseconds("batch_ms", many),
-        "batch_calls": many.calls,
-        "images_per_second": own.rate(best),
-        "latency_speedup": first.timings[1].median / one.median,
-        "measured_speedup": speedup,
-        "speedup_ratio": speedup / cost["theoretical_speedup"],
-    }
+    Returns for each the milliseconds of an image and of the batch with the best throughput, and
+    the largest difference of its logits to those of PyTorch in float32, on the CPU, on the same
+    images, as a share of the largest.
+    """
+    bound = [ENGINES[engine](subject.network, machine) for subject in subjects]
+    start = {"engine": engine, "precision": precision_of(engine, machine)}
+    rows = [{**start, "logit_difference_share": 0.0, "images_per_second": 0.0} for _ in subjects]
+    for batch in dict.fromkeys((1, *batches)):
+        say(f"{engine}: {len(subjects)} networks, batch {batch}")
+        x = torch.randn(subjects[0].shape(batch))
+        calls = [bind(x) for bind in bound]
+        timings = interleaved(calls, machine.device, seconds)
+        for row, subject, call, timing in zip(rows, subjects, calls, timings, strict=True):
+            wanted = eager(subject.network, REFERENCE)(x)()
+            error = ((call().float().cpu() - wanted).abs().max() / wanted.abs().max()).item()
+            worst = np.maximum(row["logit_difference_share"], error)  # max() may lose a NaN
+            row["logit_difference_share"] = worst.item()
+            if batch == 1:
+                row |= _milliseconds("latency_ms", timing)
+            if (rate := batch / timing.median) > row["images_per_second"]:
+                row |= {"batch_size": batch, "images_per_second": rate}
+                row |= _milliseconds("batch_ms", timing)
+    return rows
 
 
 def _milliseconds(name: str, timing: Timing) -> dict[str, float]:
@@ -160,31 +90,67 @@ def _milliseconds(name: str, timing: Timing) -> dict[str, float]:
     return {name + part: seconds * 1e3 for part, seconds in parts.items()}
 
 
-def remarks(row: dict[str, Any], subject: Subject, first: Subject, machine: Machine) -> list[str]:
-    """What keeps a network from being as fast as its MACs promise, at batch 1 and at the best."""
-    lines = {}
-    specs = spec_of(subject.network), spec_of(first.network)
-    zeros = 1 - row["nonzero_params"] / row["params"]
-    for batch, key in ((1, "latency_speedup"), (row["batch_size"], "measured_speedup")):
-        short = verdict(row["theoretical_speedup"], row[key])
-        if short and batch not in lines:
-            why = reasons(*specs, zeros, subject.shape(batch), row["engine"], machine)
-            lines[batch] = f"batch {batch}: {short}" + (f": {'; '.join(why)}" if why else "")
+def compare(row: dict[str, Any], first: dict[str, Any]) -> None:
+    """Add to a row its speedups over the first network, and the MAC reduction."""
+    row["compared_with"] = first["name"]
+    row["theoretical_speedup"] = first["effective_macs"] / row["effective_macs"]
+    row["latency_speedup"] = first["latency_ms"] / row["latency_ms"]
+    row["measured_speedup"] = row["images_per_second"] / first["images_per_second"]
+    row["speedup_ratio"] = row["measured_speedup"] / row["theoretical_speedup"]
+
+
+def remarks(row: dict[str, Any], first: dict[str, Any], why: list[str]) -> list[str]:
+    """Where a compared row falls short of its MAC reduction, at batch 1 and at the best, and why.
+
+    A machine that was busy explains nothing; then only that is said.
+    """
+    lines, promised = {}, row["theoretical_speedup"]
+    one, best = ("latency_ms", "latency_speedup"), ("batch_ms", "measured_speedup")
+    for batch, (time, speedup) in {1: one, row["batch_size"]: best}.items():
+        spread = max(each[f"{time}_p90"] / each[f"{time}_p10"] for each in (row, first))
+        told = [f"speedup {row[speedup]:.2f} for a MAC reduction of {promised:.2f}", *why]
+        if spread > BUSY:
+            told = [f"the machine was busy: p90 is {spread:.1f} times p10"]
+        if promised >= 1.05 and not keeps_up(row[speedup], promised):
+            lines[batch] = f"batch {batch}: {'; '.join(told)}"
     return list(lines.values())
+
+
+def keeps_up(measured: float, promised: float) -> bool:
+    """Whether a reduction is most of the promised one: three quarters, as logarithms."""
+    return measured >= promised**0.75
+
+
+def reasons(network: nn.Module, dense: nn.Module, image_size: int, device: str) -> list[str]:
+    """What may keep a network from being as much faster than `dense` as it has fewer MACs.
+
+    Nothing is guessed or timed; these are counts. `device` is "cpu" or "cuda".
+    """
+    own, before, found = costs(network, image_size), costs(dense, image_size), []
+    if (zeros := 1 - own["nonzero_params"] / own["params"]) > 0.01:
+        found.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
+    multiple = hardware_multiple(device, channel_groups(spec_of(dense)))
+    widths = [w for name, w in spec_of(network)["widths"].items() if ".se.fc1" not in name]
+    if odd := sum(width % multiple > 0 for width in widths):
+        found.append(f"{odd} of its {len(widths)} widths are no multiple of {multiple}")
+    kept = _activations(dense, image_size) / _activations(network, image_size)
+    if not keeps_up(kept, before["macs"] / own["macs"]):
+        found.append(f"the activations that its layers write shrank only {kept:.2f}x")
+    return found
+
+
+def _activations(network: nn.Module, image_size: int) -> int:
+    rows = layer_costs(spec_of(network), image_size)
+    return sum(row.shape[0] * row.size**2 for row in rows if row.kind == "conv")
 
 
 def layers_of(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any]]:
     """Every layer of a network: shape, parameters, MACs, and its time in PyTorch."""
     times = layer_times(subject.network, torch.randn(subject.shape(batch)), machine)
+    rows = layer_costs(spec_of(subject.network), subject.checkpoint.image_size)
     return [
-        {
-            "layer": row.name,
-            "shape": "x".join(map(str, row.shape)),
-            "params": row.params,
-            "macs": row.macs,
-            "ms": times[row.name] * 1e3,
-        }
-        for row in layer_costs(spec_of(subject.network), subject.checkpoint.image_size)
+        {**row._asdict(), "shape": "x".join(map(str, row.shape)), "ms": times[row.name] * 1e3}
+        for row in rows
     ]
 
 
@@ -195,12 +161,13 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
     checkpoint that has been replaced since are dropped. Returns the file; a checkpoint outside a
     run folder gets none.
     """
-    if subject.sha256 is None:
+    checkpoint = subject.checkpoint
+    result, file = (checkpoint.file.with_name(n) for n in ("result.json", "benchmark.json"))
+    if checkpoint.file.name != "model.pt" or not result.is_file():
         return None
-    new = {**row, "sha256": subject.sha256, "reference": first.sha256}
+    new = {**row, "sha256": checkpoint.sha256, "reference": first.checkpoint.sha256}
     new["machine"] = describe(machine)
     del new["checkpoint"]  # the folder may move
-    file = subject.checkpoint.file.with_name("benchmark.json")
     try:
         with locked(file.parent):
             rows = [*_others(file, new), new]  # the latest is the last

@@ -4,11 +4,8 @@ For each format: how a file is written, how its metadata is read, and how it is 
 runs it. The engines of benchmark.py and the check of export.py both go through here.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
-import logging
 import tempfile
 import warnings
 import zipfile
@@ -38,9 +35,8 @@ def require(*names: str) -> list[ModuleType]:
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise MissingPackage(
-            f"{error.name} is not installed; pip install -r requirements-deploy.txt"
-        ) from None
+        told = f"{error.name} is not installed; pip install -r requirements-deploy.txt"
+        raise MissingPackage(told) from None
 
 
 class Format(NamedTuple):
@@ -61,18 +57,11 @@ class Format(NamedTuple):
 
 def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
     onnx, _ = require("onnx", "onnxscript")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations inside the exporter
-        program = torch.onnx.export(
-            network.eval(),
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=ANY_BATCH,
-        )
+        how = {"dynamo": True, "verbose": False, "dynamic_shapes": ANY_BATCH}
+        names = {"input_names": ["images"], "output_names": ["logits"]}
+        program = torch.onnx.export(network.eval(), (example,), **how, **names)
     model = program.model_proto
     onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
     onnx.save(model, file)
@@ -163,11 +152,10 @@ def _load_openvino(file: Path, machine: Machine) -> Bind:
     return bind
 
 
-ONNX = ("onnx", "onnxscript")
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+OPENVINO = ("onnx", "onnxscript", "openvino")
 FORMATS = {
-    "onnx": Format(".onnx", (*ONNX, "onnxruntime"), _write_onnx, _onnx_metadata, _load_onnx),
+    "onnx": Format(".onnx", ONNX, _write_onnx, _onnx_metadata, _load_onnx),
     "torch": Format(".pt2", (), _write_torch, _torch_metadata, _load_torch),
-    "openvino": Format(
-        ".xml", (*ONNX, "openvino"), _write_openvino, _openvino_metadata, _load_openvino
-    ),
+    "openvino": Format(".xml", OPENVINO, _write_openvino, _openvino_metadata, _load_openvino),
 }

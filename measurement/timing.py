@@ -1,13 +1,11 @@
 """Time of inference."""
 
-from __future__ import annotations
-
 import copy
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
@@ -18,17 +16,15 @@ from utils.device import Machine
 
 from .engines import eager
 
-WARMUP, LEAST, MOST = 3, 7, 200  # calls
-PROFILED = 3
+WARMUP, LEAST, MOST, PROFILED = 3, 7, 200, 3  # calls
 
 
 class Timing(NamedTuple):
-    """Seconds per call: median, 10th and 90th percentile, number of calls."""
+    """Seconds per call: median, 10th and 90th percentile."""
 
     median: float
     p10: float
     p90: float
-    calls: int
 
 
 def interleaved(
@@ -43,19 +39,20 @@ def interleaved(
     def once(call: Callable[[], object]) -> float:
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+        return _clock(device) - start
 
     for _ in range(WARMUP):
         slowest = max(once(call) for call in calls)
     rounds = min(MOST, max(LEAST, int(seconds / slowest)))
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for own, call in zip(samples, calls, strict=True):
-            own.append(once(call))
-    tenths = [statistics.quantiles(own, n=10, method="inclusive") for own in samples]
-    return [Timing(own[4], own[0], own[8], rounds) for own in tenths]
+    samples = [[once(call) for call in calls] for _ in range(rounds)]
+    return [Timing(*own) for own in np.quantile(samples, (0.5, 0.1, 0.9), axis=0).T.tolist()]
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def relative_latency(
@@ -81,59 +78,44 @@ def hardware_multiple(device: str, groups: list[Group]) -> int:
 def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, float]:
     """Median seconds that each layer takes on the batch `x`, one by one in PyTorch."""
     network = copy.deepcopy(network)
-    samples: dict[str, list[float]] = {}
-    started = 0.0  # layers run one after the other
-
-    def clock() -> float:
-        if machine.device.type == "cuda":
-            torch.cuda.synchronize(machine.device)
-        return time.perf_counter()
-
-    def start(*_: Any) -> None:
-        nonlocal started
-        started = clock()
-
+    moments: dict[str, list[float]] = {}  # of each layer, starts and ends in turn
     for name, layer in network.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
-            own = samples[name] = []
-            layer.register_forward_pre_hook(start)
-            layer.register_forward_hook(lambda *_, own=own: own.append(clock() - started))
+            own = moments[name] = []
+            layer.register_forward_pre_hook(lambda *_, own=own: own.append(_clock(machine.device)))
+            layer.register_forward_hook(lambda *_, own=own: own.append(_clock(machine.device)))
     call = eager(network, machine)(x)  # copies the hooks too
     for _ in range(WARMUP + LEAST):
         call()
-    return {name: statistics.median(own[WARMUP:]) for name, own in samples.items()}
+    return {name: np.median(np.diff(own)[2 * WARMUP :: 2]).item() for name, own in moments.items()}
 
 
 def profile(call: Callable[[], object], device: torch.device, most: int = 5) -> dict[str, Any]:
     """What torch.profiler sees in one call: `cpu_ms` of operators, `cuda_ms` of kernels.
 
-    `operators` are the most expensive ones: name, time and calls. `cuda_ms` is None on the CPU.
+    `operators` are the most expensive ones: name and times. `cuda_ms` is None on the CPU.
     """
     cuda = device.type == "cuda"
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda]
     call()
     with torch.profiler.profile(activities=kinds) as profiler:
         for _ in range(PROFILED):
             call()
         if cuda:
             torch.cuda.synchronize(device)
-    # Kernels have events of their own beside those of the operators that launched them.
     events = profiler.key_averages()
+    # Kernels have events of their own beside those of the operators that launched them.
     kernels = [event for event in events if event.device_type != DeviceType.CPU]
+    cuda_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1e3 / PROFILED
     operators = [
         {
             "name": event.key,
             "cpu_ms": event.self_cpu_time_total / 1e3 / PROFILED,
             "cuda_ms": event.self_device_time_total / 1e3 / PROFILED if cuda else None,
-            "calls": event.count // PROFILED,
         }
         for event in events
-        if event.device_type == DeviceType.CPU and "Synchronize" not in event.key
+        if event not in kernels and "Synchronize" not in event.key
     ]
-    operators.sort(key=lambda o: o["cuda_ms"] if cuda else o["cpu_ms"], reverse=True)
-    cuda_ms = sum(kernel.self_device_time_total for kernel in kernels) / 1e3 / PROFILED
-    return {
-        "cpu_ms": sum(operator["cpu_ms"] for operator in operators),
-        "cuda_ms": cuda_ms if cuda else None,
-        "operators": operators[:most],
-    }
+    operators.sort(key=lambda operator: operator["cuda_ms" if cuda else "cpu_ms"], reverse=True)
+    cpu_ms = sum(operator["cpu_ms"] for operator in operators)
+    return {"cpu_ms": cpu_ms, "cuda_ms": cuda_ms if cuda else None, "operators": operators[:most]}

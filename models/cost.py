@@ -1,7 +1,5 @@
 """Parameters and multiply-accumulates of a spec in closed form, layer by layer."""
 
-from __future__ import annotations
-
 from math import prod
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Which channels of a network must be cut together."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from .resnet import BlockPlan, Spec, block_plans

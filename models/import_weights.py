@@ -1,7 +1,5 @@
 """Networks trained elsewhere: a plain state dict becomes a spec and a state dict that fits."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -13,8 +13,6 @@ modules, so that a spec cannot drift from its weights.
 Attribute names are torchvision's, so that state dicts trained elsewhere fit.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

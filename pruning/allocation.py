@@ -1,7 +1,5 @@
 """How many channels may each group lose, and which? Scores and a target become kept indices."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

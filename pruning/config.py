@@ -11,6 +11,7 @@ SCOPES = ("inner", "all")
 ALLOCATIONS = ("layer", "global", "sensitivity")
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
 LEAST = {"layer": 1.0, "global": 0.1, "sensitivity": 0.1}
+METHODS: dict[str, Any] = {}  # by the name that --method takes; filled by library.py
 ALIASES = {"filters": "l1", "unstructured": "weight"}  # other names of methods
 AMOUNTS = ("ratio", "target_macs", "target_params", "target_latency", "pattern")
 
@@ -38,15 +39,14 @@ class Options:
 
     def __post_init__(self) -> None:
         for own in fields(self):
-            value, told = getattr(self, own.name), own.metadata
+            value, interval = getattr(self, own.name), own.metadata.get("interval")
             for one in value if isinstance(value, tuple) else (value,):
-                if one is None:
-                    continue
-                if (interval := told.get("interval")) and not _inside(one, interval):
+                if one is not None and interval and not _inside(one, interval):
                     raise ValueError(f"{flag(own.name)} {str(one)[:20]} is not in {interval}")
-                if (known := told.get("choices")) and one not in known:
-                    told = ", ".join(map(str, known))
-                    raise ValueError(f"{flag(own.name)} {one} is none of {told}")
+                known = own.metadata.get("choices")
+                if one is not None and known and one not in known:
+                    names = ", ".join(map(str, known))
+                    raise ValueError(f"{flag(own.name)} {one} is none of {names}")
 
 
 def _inside(value: float, interval: str) -> bool:
@@ -88,7 +88,7 @@ class PruningConfig(Options):
     round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
     schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
     gradual: bool = option(False, "weight: pruning during fine-tuning, on a cubic schedule", bool)
-    seed: int = option(0, "random seed (default: 0)", int, "[0, 2147483648]")
+    seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,14 +118,18 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
 
     Raises ValueError for what the method cannot use.
     """
-    from .library import METHODS  # methods themselves are configured by this module
-
     given = {key: value for key, value in given.items() if value is not None}
+    usual = {field.name: field.default for field in fields(PruningConfig)}
+    if unknown := given.keys() - usual.keys():
+        raise ValueError(f"{', '.join(map(flag, sorted(unknown)))}: no such option of pruning")
+    if isinstance(given.get("ratio"), list):
+        given["ratio"] = tuple(given["ratio"])
     name = given.get("method", PruningConfig.method)
     given["method"] = name = ALIASES.get(name, name)
-    given["skip"] = tuple(sorted(set(given.get("skip", ()))))
+    skip = given.get("skip", ())
+    given["skip"] = tuple(sorted({skip} if isinstance(skip, str) else set(skip)))
     method = METHODS[name]
-    usual = {field.name: field.default for field in fields(PruningConfig)} | method.defaults
+    usual |= method.defaults
     optional = {own for other in METHODS.values() for own in other.flags} - set(method.flags)
     for own in optional & given.keys():
         if given[own] != usual[own]:
@@ -168,8 +172,6 @@ def special(config: PruningConfig) -> list[str]:
 
     A method that another program brought counts as the default one.
     """
-    from .library import METHODS
-
     method = config.method if config.method in METHODS else PruningConfig.method
     usual = resolve({"method": method})
     names = ("criterion", "scope", "allocation", "schedule")

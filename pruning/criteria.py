@@ -5,9 +5,9 @@ by group name. `by_filter` makes one out of a function of a filter matrix, so a 
 one function and one entry in CRITERIA.
 """
 
-from __future__ import annotations
-
+import copy
 from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,7 @@ def filters(model: nn.Module, group: Group) -> list[Tensor]:
 def by_filter(function: Callable[[Tensor], Tensor]) -> Criterion:
     """A criterion from scores (n,) of filters (n, fan-in); several producers add up."""
 
+    @wraps(function)  # whose docstring is the criterion's
     def criterion(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
         return {g.name: sum(function(f) for f in filters(model, g)) for g in groups}
 
@@ -58,7 +59,7 @@ def l2(w: Tensor) -> Tensor:
 
 
 def fpgm(w: Tensor) -> Tensor:
-    """Sum of distances to the other filters (He et al. 2019, arXiv 1811.00250, equation 7).
+    """Distance to the layer's other filters (He et al. 2019, arXiv 1811.00250, equation 7).
 
     The filter nearest to the geometric median of its layer is the most replaceable one.
     """
@@ -66,7 +67,7 @@ def fpgm(w: Tensor) -> Tensor:
 
 
 def bn(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
-    """Absolute BatchNorm scale (Liu et al. 2017, arXiv 1708.06519, section 3).
+    """Scale of the BatchNorm behind it (Liu et al. 2017, arXiv 1708.06519, section 3).
 
     Groups without a BatchNorm (the middle of squeeze-and-excitation) go by their L1-norms, brought
     to the mean scale of the others.
@@ -84,14 +85,14 @@ def bn(model: nn.Module, groups: list[Group], calibration: Calibration) -> Score
 
 
 def taylor(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
-    """Squared sum of weight times gradient (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
+    """Effect on the loss, estimated by gradients (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
 
-    Averaged over batches of training images; the network is in evaluation mode, so that its
+    The squared sum of weight times gradient, averaged over batches of training images; the network is in evaluation mode, so that its
     BatchNorm statistics stay as they are.
     """
     if calibration.batches is None:
         raise ValueError("--criterion taylor needs a trained network: see res50prune.py")
-    model = model.eval().requires_grad_()
+    model = copy.deepcopy(model).eval().requires_grad_()
     scores, count = {g.name: torch.zeros(g.size) for g in groups}, 0
     for x, y in calibration.batches():
         model.zero_grad()
@@ -103,12 +104,11 @@ def taylor(model: nn.Module, groups: list[Group], calibration: Calibration) -> S
                 w = model.get_submodule(layer).weight
                 product = (w * w.grad)[list(channels)].flatten(1).sum(1)
                 scores[group.name] += product.square().cpu()
-    model.zero_grad()
     return {name: total / count for name, total in scores.items()}
 
 
 def random(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
-    """The control: uniform scores, drawn from the seed."""
+    """Drawn from the seed, the control (uniform scores)."""
     generator = torch.Generator().manual_seed(calibration.seed)
     return {g.name: torch.rand(g.size, generator=generator) for g in groups}
 
@@ -123,15 +123,6 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-# What the help text of --criterion says of them.
-WORDS = {
-    "l1": "sum of absolute weights",
-    "l2": "Euclidean norm",
-    "fpgm": "distance to the other filters of the layer (geometric median)",
-    "bn": "scale of the BatchNorm behind it",
-    "taylor": "estimated rise of the loss without it, on training images",
-    "random": "drawn by lot, the control",
-}
 # Those that compare across groups as they are; sums over filters grow with the fan-in instead.
 COMPARABLE = ("bn", "taylor", "random")
 

@@ -1,7 +1,5 @@
 """`l1`: cut whole filters once, then train the smaller network (Li et al. 2017)."""
 
-from __future__ import annotations
-
 from functools import cache
 
 from torch import nn

@@ -1,7 +1,5 @@
 """One call that prunes a network: what stage 2 does, for use from other programs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -9,22 +7,21 @@ from torch import nn
 
 from models import cost_of, costs, spec_of
 
-from .config import PruningConfig, resolve
+from .config import METHODS, PruningConfig, resolve
 from .criteria import Batches
 from .filters import Filters
-from .method import Method, Pruned, Record, Task
+from .method import Pruned, Record, Task
 from .soft import Soft
 from .surgery import verify
 from .weight import Weight
 
-# By the name that --method takes.
-METHODS: dict[str, type[Method]] = {"l1": Filters, "soft": Soft, "weight": Weight}
+METHODS.update(l1=Filters, soft=Soft, weight=Weight)
 
 
 def prune_step(
     model: nn.Module, config: PruningConfig, task: Task, earlier: Record | None = None
 ) -> tuple[Pruned, Record]:
-    """Prune a network that `earlier` pruning may have left. Changes nothing of it.
+    """Prune a network that `earlier` pruning may have left; it is not changed.
 
     Raises ValueError for a config that does not fit the network.
     """
@@ -43,10 +40,14 @@ def prune(
 
     `flags` are those of res50prune.py by their names: `prune(model, target_macs=0.5, scope="all")`.
     `batches` gives normalized images and labels to a criterion that wants them. Raises ValueError
-    for flags that do not fit, RuntimeError if the copy computed something else than the masked
-    original.
+    for flags that do not fit or whose pruning needs a training, RuntimeError if the copy computed
+    something else than the masked original.
     """
     task = Task(cost_of(spec_of(model), image_size), image_size, batches)
     pruned, record = prune_step(model, resolve(flags), task)
-    verify(pruned.reference, pruned.network, torch.randn(4, 3, image_size, image_size))
+    if record.state.pending:
+        raise ValueError("this pruning happens while training: see finetune.py")
+    device = next(model.parameters()).device
+    x = torch.randn(4, 3, image_size, image_size, device=device)
+    verify(pruned.reference, pruned.network, x)
     return pruned.model, record

@@ -1,7 +1,5 @@
 """Masks over single weights: which stay, and keeping the others at zero."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from torch import nn
 
 from models import Cost, Spec
 
-from .config import ALLOCATIONS, PruningConfig
+from .config import ALLOCATIONS, METHODS, PruningConfig
 from .criteria import CRITERIA, Batches
 from .masks import Masks, hold_masks
 
@@ -74,9 +75,9 @@ class Method:
     trains: bool = False  # whether it can prune while a new network is trained
     recalibrates: bool = False  # whether BatchNorm's statistics do not fit what `finish` gives
 
-    def __init__(self, config: PruningConfig, state: State | None = None) -> None:
-        self.config = config
-        self.state = state or self.State()
+    def __init__(self, config: PruningConfig | None = None, state: State | None = None) -> None:
+        self.config = config or PruningConfig()
+        self.state = copy.deepcopy(state) if state else self.State()  # training changes it
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         """Stage 2. Changes nothing of `model`; what training needs to know goes into the state."""
@@ -115,6 +116,10 @@ class Record:
     share_cut: float  # of the MACs, by the last step
     state: State
 
+    def method(self) -> Method:
+        """The method of the last step, with a state of its own."""
+        return METHODS[self.steps[-1].method](self.steps[-1], self.state)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
         own = {"method": self.steps[-1].method, "steps": [step.as_dict() for step in self.steps]}
@@ -122,9 +127,9 @@ class Record:
         return dict(**own, **vars(self.state))  # raises TypeError if a name is used twice
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any], methods: Mapping[str, type[Method]]) -> Record:
+    def from_dict(cls, content: dict[str, Any]) -> Record:
         """What `as_dict` described. Raises KeyError or TypeError if something is missing."""
         own = {key: content[key] for key in ("ratio", "dense", "share_cut")}
         steps = [PruningConfig.from_dict(step) for step in content["steps"]]
         state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
-        return cls(steps, **own, state=methods[steps[-1].method].State(**state))
+        return cls(steps, **own, state=METHODS[steps[-1].method].State(**state))

@@ -1,7 +1,5 @@
 """How much accuracy does it cost to cut one group of channels, all others left whole?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

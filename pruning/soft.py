@@ -8,8 +8,6 @@ emits its BatchNorm's shift, every accuracy that is reported is that of the netw
 channels cut out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

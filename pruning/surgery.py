@@ -1,7 +1,5 @@
 """Cut channels out of a network. Nothing here changes the model that it is given."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 

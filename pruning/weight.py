@@ -4,8 +4,6 @@ The network keeps its shape, so dense kernels are no faster; what it gains is si
 channels that provably contribute nothing are cut out.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field

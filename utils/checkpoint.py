@@ -1,7 +1,5 @@
 """Checkpoints: one dict of plain types and tensors in a file, which alone rebuilds its network."""
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +10,7 @@ import torch
 from torch import nn
 
 from models import Spec, build
-from pruning import METHODS, PruningConfig, Record
+from pruning import PruningConfig, Record
 
 from . import files, format1
 from .config import NetworkConfig
@@ -88,12 +86,15 @@ class Checkpoint:
         return told[0] if told else None
 
     def network_config(self) -> NetworkConfig:
-        """The network and its data; where images of dataset "folder" were, only it knows."""
+        """The network and its data."""
         known = {key: self.spec[key] for key in ("arch", "depth", "width", "shortcut")}
         return NetworkConfig(self.data["dataset"], self.image_size, **known)
 
     def network(self) -> nn.Module:
-        """The network with its weights, on the CPU. Raises CheckpointError if they do not fit."""
+        """The network on the CPU; its weights are those of `state_dict`, not copies.
+
+        Raises CheckpointError if they do not fit.
+        """
         try:
             model = build(self.spec, self.state_dict)
         except (ValueError, TypeError, AttributeError) as error:
@@ -160,7 +161,7 @@ def parse(content: Any, file: Path) -> Checkpoint:
         content = format1.checkpoint(content) if content["format"] == 1 else content
         content = {k: v for k, v in content.items() if k not in ("format", "control")}
         if content["pruning"]:
-            content["pruning"] = Record.from_dict(content["pruning"], METHODS)
+            content["pruning"] = Record.from_dict(content["pruning"])
         return Checkpoint(**content, file=file)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         told = f"{type(error).__name__}: {error}"

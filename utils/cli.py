@@ -1,9 +1,8 @@
 """What the scripts' command lines share: flags, summaries, errors and exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import torch.distributed as dist
 
 from pruning import METHODS, PruningConfig
 from pruning.config import ALIASES, flag
-from pruning.criteria import CRITERIA, WORDS
+from pruning.criteria import CRITERIA
 from pruning.soft import SCHEDULES
 from pruning.weight import WEIGHT_CRITERIA
 
@@ -47,7 +46,7 @@ def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any)
             continue
         told.pop("interval", None)
         kind, default, words = told.pop("type"), own.default, told.pop("help").replace("%", "%%")
-        if usual and "default" not in words and default not in (None, (), False):
+        if usual and "default" not in words and default not in (None, ()) and kind is not bool:
             words += f" (default: {default})"
         if "choices" in told:
             told.pop("metavar", None)
@@ -83,7 +82,8 @@ def add_training_flags(p: argparse.ArgumentParser, usual: bool = True) -> None:
 
 def add_pruning_flags(p: argparse.ArgumentParser) -> None:
     """How to prune. In a later stage the same flags find the run again."""
-    words = "; ".join(f"{name}: {told}" for name, told in WORDS.items())
+    lines = {name: inspect.getdoc(c).split(" (")[0] for name, c in CRITERIA.items()}
+    words = "; ".join(f"{name}: {line}" for name, line in lines.items())
     words += " (default: l1; soft: l2; weight: magnitude)"
     criterion = {"help": words, "choices": [*dict.fromkeys([*CRITERIA, *WEIGHT_CRITERIA])]}
     how = {"method": {"choices": [*METHODS, *ALIASES]}, "criterion": criterion}

@@ -1,7 +1,5 @@
 """What a command line comes to: frozen configs, which are also the identity of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -30,13 +28,15 @@ def _cosine(t: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * t))
 
 
+MEAN = "of pixels in [0, 1], to normalize them (default: the training images')"
+STD = "likewise"
 RGB = {"nargs": 3, "metavar": ("R", "G", "B")}
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class RunConfig(Options):
-    """Where and how to run; no part of what tells one run from another."""
+    """Where and how to run."""
 
     save: Path | None = option(None, "run folder (default: in runs/)", Path)
     force: bool = option(False, "fresh start, whatever the run folder holds", bool)
@@ -55,16 +55,18 @@ class NetworkConfig(Options):
     train_images: int | None = option(None, "random subset to train on", int, "[2, 1e9]")
     arch: str = option("resnet", "resnet_de: depthwise separable, with SE", str, ARCHS)
     depth: int = option(50, "number of layers", int, tuple(sorted(STAGES)))
-    width: int = option(64, "channels of stage 1 (default: 64; thin depths: 16)", int, "[1, 1e9]")
-    shortcut: str = option("B", "A: zeros, B: 1x1 (default: B; thin depths: A)", str, SHORTCUTS)
+    width: int | None = option(None, "channels of stage 1 (default: 64 or 16)", int, "[1, 1e9]")
+    shortcut: str | None = option(None, "A: zeros, B: 1x1 (default: B or A)", str, SHORTCUTS)
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
-    # What images are normalized by, of pixels in [0, 1]; None: that of the training images.
-    mean: tuple[float, ...] | None = option(
-        None, "of a network trained elsewhere", float, "[0, 1]", **RGB
-    )
-    std: tuple[float, ...] | None = option(
-        None, "of a network trained elsewhere", float, "(0, 1]", **RGB
-    )
+    mean: tuple[float, ...] | None = option(None, MEAN, float, "[0, 1]", **RGB)
+    std: tuple[float, ...] | None = option(None, STD, float, "(0, 1]", **RGB)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape = {"arch": self.arch, "width": self.width, "shortcut": self.shortcut}
+        spec = new_spec(self.depth, 1, **shape)  # knows what is usual for this depth
+        object.__setattr__(self, "width", spec["width"])
+        object.__setattr__(self, "shortcut", spec["shortcut"])
 
     @property
     def name(self) -> str:
@@ -86,7 +88,7 @@ class Recipe(Options):
     batch_size: int = option(128, "images of a step, in all", int, "[2, 1e9]")
     lr: float = option(0.1, "peak learning rate", float, "(0, 1e9]")
     lr_schedule: str = option("onecycle", "course of the learning rate", within=tuple(LR_SCHEDULES))
-    lr_start: float = 0.0  # fraction of the schedule that is left out at its beginning
+    lr_start: float = option(0.0, "fraction of the schedule to leave out", float, "[0, 1)")
     momentum: float = option(0.9, "Nesterov momentum", float, "[0, 1]")
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", float, "[0, 1e9]")
     label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]")
@@ -96,7 +98,7 @@ class Recipe(Options):
     temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]")
     teacher_weight: float = option(0.9, "teacher's share of the loss", float, "[0, 1]")
     recalibrate: bool = False  # BatchNorm's statistics, before training
-    seed: int = option(0, "random seed (default: 0)", int, "[0, 2147483648]")
+    seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
 
 def fill(kind: type[T], *sources: Mapping[str, Any]) -> T:

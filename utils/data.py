@@ -192,7 +192,7 @@ def _read_archive(name: str, directory: Path) -> Data:
     try:
         try:
             parts = read()
-        except RuntimeError:  # not there, or not whole
+        except RuntimeError:  # not there, or not whole; torchvision's own download skips the latter
             where = {"download_root": directory, "filename": packed.name}
             utils.download_and_extract_archive(archive.url, **where, md5=md5)
             parts = read()

@@ -1,7 +1,5 @@
 """The machine a stage runs on: device, precision, threads, allocator, processes."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform
@@ -27,11 +25,10 @@ class Machine(NamedTuple):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def prepare(config: RunConfig, keep_memory: bool = True) -> Machine:
+def prepare(config: RunConfig) -> Machine:
     """Set this process up for computing; call once, before the first tensor.
 
-    `keep_memory` lets the allocator of the CPU hold on to what is freed, which is fast but makes
-    a process look larger than it needs to be. Raises ValueError for a device that is not there.
+    Raises ValueError for a device that is not there.
     """
     name, cuda = config.device, torch.cuda.is_available()
     if name == "auto":
@@ -49,7 +46,7 @@ def prepare(config: RunConfig, keep_memory: bool = True) -> Machine:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    elif keep_memory:
+    else:
         _keep_freed_memory()
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():  # started by torchrun
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -1,7 +1,5 @@
 """Files of format 1, which said everything in one flat dict of flags, as those of format 2."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 
@@ -34,10 +32,11 @@ def identity(flat: Flat, stage: str, stages: int = 0) -> Flat:
     if stage == "pruned" and stages > 1:  # then these were read off the parent
         known |= {"mean": None, "std": None}
     made: Flat = {"network": plain(vars(fill(NetworkConfig, known))), "parent": flat.get("parent")}
+    made["precision"] = flat["precision"]
     if stage in ("pruned", "scratch"):
         made["pruning"] = _step(flat).as_dict()
     if stage == "pruned":
-        made["evaluate"] = not flat.get("no_eval")
+        made["no_eval"] = bool(flat.get("no_eval"))
     else:
         name = "equal-flops" if flat.get("budget") == "flops" else flat.get("recipe")
         renamed = {"teacher": flat.get("teacher_hash"), "recalibrate": flat.get("reestimate_bn")}

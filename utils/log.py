@@ -1,7 +1,5 @@
 """Narration goes to standard error; standard output belongs to the result."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Sequence

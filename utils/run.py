@@ -6,8 +6,6 @@ result.json    the line of standard output; written last, so it marks the stage 
 resume.pt      the state after the last whole epoch, while training is unfinished
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -22,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models import build, cost_of, costs, import_weights, new_spec, spec_of
+from models import build, cost_of, costs, import_weights, spec_of
 from pruning import Record
 from pruning.config import flag
 
@@ -35,11 +33,8 @@ from .device import Machine, describe, rank
 from .files import locked, plain, sha256, write_json, write_text
 from .log import say
 
-# Of an identity, what is not called like its flag.
-WORDS = {
-    **{"parent": "the input checkpoint", "name": "the recipe", "folder": "--data"},
-    **{"evaluate": "whether accuracy is measured", "lr_start": "the start of the schedule"},
-}
+# What an error calls a field of an identity whose name is not that of its flag.
+WORDS = {"parent": "the input checkpoint", "name": "--recipe or --budget", "folder": "--data"}
 
 
 # --------------------------------------------------------------------------- input
@@ -53,21 +48,20 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
     if (given["mean"] is None) != (given["std"] is None):
         raise ValueError("--mean and --std go together")
     if parent is None:
-        told = fill(NetworkConfig, given)
-        shape = {"arch": told.arch, "width": given["width"], "shortcut": given["shortcut"]}
-        spec = new_spec(told.depth, 1, **shape)
-        told = replace(told, width=spec["width"], shortcut=spec["shortcut"])
+        network = fill(NetworkConfig, given)
     else:
-        told = parent.network_config()
-        known = {**asdict(told), "mean": parent.data["mean"], "std": parent.data["std"]}
+        network = parent.network_config()
+        known = {**asdict(network), "mean": parent.data["mean"], "std": parent.data["std"]}
         for name in ("dataset", "image_size", "arch", "depth", "width", "shortcut", "mean", "std"):
             if given.get(name) not in (None, known[name]):
                 contradicted = f"contradicts {parent.file}, which has {known[name]}"
                 raise ValueError(f"{flag(name)} {given[name]} {contradicted}")
-        more = {key: given.get(key) for key in ("train_images", "mean", "std")}
-        told = replace(told, **{k: tuple(v) if isinstance(v, list) else v for k, v in more.items()})
-    folder = str(Path(given["data"]).resolve()) if told.dataset == "folder" else None
-    return replace(told, folder=folder)
+        network = replace(network, train_images=given["train_images"])
+        if parent.stage == "elsewhere" and given["mean"]:
+            network = replace(network, mean=tuple(given["mean"]), std=tuple(given["std"]))
+    if network.dataset == "folder":
+        network = replace(network, folder=str(fill(RunConfig, given).data.resolve()))
+    return network
 
 
 def default_folder(network: NetworkConfig, seed: int) -> Path:
@@ -240,14 +234,15 @@ class Run(contextlib.AbstractContextManager):
         except (ValueError, RecursionError, KeyError, TypeError):
             raise CheckpointError(f"{file}: damaged; --force starts over") from None
         checkpoint = checkpoints.parse(checkpoints.load_file(model, "--force starts over"), model)
-        if "pruning" not in result:  # of format 1: brought up to date
-            made_with = checkpoint.history[-1]["arguments"]
-            result |= {"arguments": made_with, "control": checkpoint.control}
-            result["pruning"] = [step.as_dict() for step in checkpoint.steps]
+        if "pruning" in result:
+            self._compare(made_with)
+        else:  # of format 1: brought up to date
+            result["arguments"] = checkpoint.history[-1]["arguments"]
+            self._compare(result["arguments"])
+            result |= _summary(checkpoint)
             result.pop("tag", None)
             with contextlib.suppress(OSError):
                 write_json(file, result)
-        self._compare(made_with)
         return {**result, "checkpoint": str(model)}  # the folder may have moved
 
     def _unfinished(self) -> dict[str, Any]:
@@ -264,14 +259,15 @@ class Run(contextlib.AbstractContextManager):
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         old, new = (dict(_leaves(identity)) for identity in (made_with, self.identity))
-        differing = [
-            f"{WORDS.get(name, flag(name))} was {_show(old.get(name))}, is {_show(new.get(name))}"
+        differing = {
+            name.rpartition(".")[2]: f"was {_show(old.get(name))}, is {_show(new.get(name))}"
             for name in sorted(old.keys() | new.keys())
             if plain(old.get(name)) != new.get(name)
-        ]
+        }
         if differing:
+            lines = [f"{WORDS.get(name, flag(name))} {words}" for name, words in differing.items()]
             raise ValueError(
-                f"{self.folder} was made with other arguments: {'; '.join(differing)}. "
+                f"{self.folder} was made with other arguments: {'; '.join(lines)}. "
                 "Choose another folder with --save, or start over with --force"
             )
 
@@ -306,23 +302,25 @@ class Run(contextlib.AbstractContextManager):
         state = outcome.model.state_dict()
         weights = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
         if pruning:
-            pruning.state.masks = {name: mask.cpu() for name, mask in pruning.state.masks.items()}
-        checkpoint = Checkpoint(stage, spec, weights, data.description(), pruning)
-        checkpoint.metrics = metrics
-        checkpoint.history = [*(parent.history if parent else []), entry]
-        dense = cost_of(checkpoint.dense, data.image_size)
+            masks = {name: mask.cpu() for name, mask in pruning.state.masks.items()}
+            pruning = replace(pruning, state=replace(pruning.state, masks=masks))
+        history = [*(parent.history if parent else []), entry]
+        own = (stage, spec, weights, data.description(), pruning, metrics, history)
+        checkpoint = Checkpoint(*own)
         result = {
-            **{"stage": stage, "checkpoint": str(self._path("model.pt")), "dataset": data.name},
-            **{"arch": spec["arch"], "depth": spec["depth"]},
+            "stage": stage,
+            "checkpoint": str(self._path("model.pt")),
+            "dataset": data.name,
+            "arch": spec["arch"],
+            "depth": spec["depth"],
             "method": steps[-1].method if steps else None,
             "ratio": pruning.ratio if pruning else 0.0,
             "seed": seed,
-            "pruning": [step.as_dict() for step in steps],
-            "control": checkpoint.control,
+            **_summary(checkpoint),
             **metrics,
-            **{"dense_params": dense.params, "dense_macs": dense.macs},
             "widths": spec_of(network)["widths"],
-            **{"machine": entry["machine"], "commit": made_with["commit"]},
+            "machine": entry["machine"],
+            "commit": made_with["commit"],
             "arguments": self.identity,
         }
         result = plain(result)
@@ -335,11 +333,19 @@ class Run(contextlib.AbstractContextManager):
         return result
 
 
+def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a result tells of its checkpoint's pruning."""
+    dense = cost_of(checkpoint.dense, checkpoint.image_size)
+    steps = [step.as_dict() for step in checkpoint.steps]
+    told = {"pruning": steps, "control": checkpoint.control}
+    return told | {"dense_params": dense.params, "dense_macs": dense.macs}
+
+
 def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and values of an identity, without the configs that they stand in."""
+    """Names, like "recipe.lr", and values of an identity."""
     for name, value in identity.items():
         if isinstance(value, dict):
-            yield from _leaves(value)
+            yield from ((f"{name}.{field}", own) for field, own in value.items())
         else:
             yield name, value
 

@@ -1,7 +1,5 @@
 """One training loop for every stage."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time
@@ -15,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from pruning import Method, PruningConfig, State
+from pruning import Method, State
 from pruning.surgery import recalibrate_batchnorm
 
 from .config import LR_SCHEDULES, Recipe
@@ -60,7 +58,7 @@ def fit(
     softened logits join the loss. The state after each epoch is saved only if the loss is finite.
     Raises Diverged, with the last good state in the run folder.
     """
-    machine, method = run.machine, method or Method(PruningConfig())
+    machine, method = run.machine, method or Method()
     place(model, machine)
     images, test = (split.to(machine.device) for split in (data.train, data.test))
     images = images._replace(images=pad_for_crops(images.images, recipe.augment))

@@ -57,11 +57,14 @@ def test_rows_and_tables(seed, tmp_path):
         rate = row["batch_size"] / row["batch_ms"] * 1e3
         assert row["images_per_second"] == pytest.approx(rate)
         assert row["logit_difference_share"] < 0.1
-    assert any("dense kernels multiply zeros" in line for line in masked["remarks"])
+    assert len(masked["remarks"]) == 2 - (masked["batch_size"] == 1)
+    words = " ".join(told.stderr.split())
+    for line in masked["remarks"]:  # the tests may keep the machine busy
+        assert "dense kernels multiply zeros" in line or "the machine was busy" in line
+        assert line in words
     printed = told.stderr.splitlines()
-    assert "dense kernels multiply zeros" in " ".join(told.stderr.split())
     assert max(map(len, printed)) <= 100
-    for heading in ("latency ms", "MAC reduction", "speedup / MAC reduction", "peak memory MB"):
+    for heading in ("latency ms", "MAC reduction", "images/s", "logit error", "peak memory MB"):
         assert sum(heading in line for line in printed) >= 2, heading
 
 

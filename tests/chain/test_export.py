@@ -116,7 +116,7 @@ def test_the_documented_example(networks, tmp_path):
     usage = (ROOT / "docs/usage.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", usage, re.DOTALL | re.MULTILINE)
     (code,) = (block for block in blocks if "InferenceSession" in block)
-    assert len(code.strip().splitlines()) == 5
+    assert len([line for line in code.splitlines() if line]) == 5
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     command = [sys.executable, "-I", "-c", code]

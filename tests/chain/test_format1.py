@@ -7,6 +7,7 @@ import pytest
 
 from tests.command import ROOT, result, run
 from utils import checkpoint as checkpoints
+from utils.cli import stage_summary
 
 HOME = "runs/synthetic/resnet20w1-B/seed0"
 NET = ["--depth", "20", "--width", "1", "--shortcut", "B", "--dataset", "synthetic"]
@@ -37,6 +38,8 @@ def test_what_is_done_is_printed_again_in_the_new_words(work, name):
     assert [(step["method"], step["ratio"]) for step in output["pruning"]] == [("l1", 0)] * pruned
     assert output["control"] == ("scratch" if name.endswith("like") else None)
     assert "tag" not in output
+    assert output["dense_macs"] >= output["macs"]
+    assert stage_summary(output).splitlines()[-1].startswith("next ")
     assert json.loads(file.read_text()) == output  # brought up to date
 
 
@@ -62,8 +65,10 @@ def test_an_unfinished_pruning_goes_on(work, how):
     if how[0] == "weight":
         assert output["nonzero_params"] < 0.75 * output["dense_params"]
     else:
-        assert json.loads(lines[-1])["overlap"] == 1
-        assert json.loads(lines[0])["overlap"] <= 1
+        rows = [json.loads(line) for line in lines]
+        assert output["params"] < output["dense_params"]
+        assert rows[1]["flipped"] < rows[0]["flipped"]  # against the choice of the first epoch
+        assert rows[-1]["overlap"] == 1
 
 
 def test_a_checkpoint_tells_its_pruning(work):

@@ -12,11 +12,13 @@ import main
 import res50prune
 from models import cost_of, new_spec, spec_of
 from pruning import METHODS, Method, Pruned, PruningConfig, Task, name_of, resolve
+from pruning.config import flag
 from tests.command import result, run
 from tests.conftest import lively
 from utils import checkpoint as checkpoints
 from utils import cli
 from utils.config import NetworkConfig, Recipe
+from utils.files import sha256
 from utils.run import WORDS
 
 NET = ["--depth", "26", "--arch", "resnet_de", "--width", "4"]
@@ -229,6 +231,8 @@ def test_recipes(work):
     result(run("res50prune.py", *flags, cwd=work))
     one = ["--epochs", "1", "--train-images", "256"]
     literal = result(run("finetune.py", *flags, *one, "--recipe", "li2017", cwd=work))
+    told = literal["arguments"]["recipe"]
+    assert (told["weight_decay"], told["label_smoothing"], told["momentum"]) == (1e-4, 0, 0.9)
     assert literal["arguments"]["recipe"]["lr"] == 0.001
     assert literal["arguments"]["recipe"]["lr_schedule"] == "constant"
     rewound = result(run("finetune.py", *flags, *one, "--recipe", "lr-rewind", cwd=work))
@@ -237,6 +241,9 @@ def test_recipes(work):
     assert row["lr"] == pytest.approx(0.1 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 2 / 7))))
     teacher = ["--teacher", f"{FOLDER}/baseline", "--recalibrate"]
     taught = result(run("finetune.py", *flags, *one, *teacher, cwd=work))
+    plain = result(run("finetune.py", *flags, *one, cwd=work))
+    only = result(run("finetune.py", *flags, *one, "--recalibrate", cwd=work))
+    assert len({taught["loss"], plain["loss"], only["loss"]}) == 3
     assert "l1-0.4/finetuned-taught-bn" in taught["checkpoint"]
     assert 0 < taught["top1_recalibrated"] <= 100
 
@@ -326,16 +333,17 @@ def test_run_folders_are_named_by_what_is_not_the_default():
 @pytest.mark.parametrize("script", [main, res50prune, finetune])
 def test_what_makes_a_run_is_what_its_flags_are_called(script):
     """So that an error about a difference names flags that exist."""
-    p = script.build_parser()
-    flags = {option for action in p._actions for option in action.option_strings}
-    configs = [NetworkConfig, *([PruningConfig] if script is not finetune else [])]
-    configs += [Recipe] if script is not res50prune else []
-    made = {script.__name__: [field.name for config in configs for field in fields(config)]}
-    own = {"teacher", "temperature", "teacher_weight", "recalibrate"}  # of fine-tuning
-    foreign = {"mean", "std"} | (own if script is main else set())  # never differ elsewhere
-    for name in made[script.__name__]:
-        if name not in WORDS and not (name in foreign and script is not res50prune):
-            assert "--" + name.replace("_", "-") in flags, name
+    flags = {o for action in script.build_parser()._actions for o in action.option_strings}
+    configs = {
+        main: [NetworkConfig, PruningConfig, Recipe],
+        res50prune: [NetworkConfig, PruningConfig],
+        finetune: [NetworkConfig, Recipe],
+    }[script]
+    names = {field.name for config in configs for field in fields(config)}
+    if script is main:  # what only fine-tuning varies
+        names -= {"teacher", "temperature", "teacher_weight", "recalibrate"}
+    for name in (*names, "precision", *(["no_eval"] if script is res50prune else [])):
+        assert {*WORDS.get(name, flag(name)).split(" or ")} & flags, name
 
 
 def test_a_batch_that_nothing_looks_at_makes_no_other_run(work):
@@ -357,3 +365,39 @@ def test_what_differs_is_told_in_flags(work):
     assert "--lr was " in told
     assert "hash" not in told
     assert "name" not in told
+
+
+def test_a_network_trained_elsewhere_can_teach(work):
+    flags = [*NET, *DATA, "--ratio", "0.3"]
+    result(run("res50prune.py", *flags, cwd=work))
+    torch.save(lively(new_spec(20, 20, width=4)).state_dict(), work / "theirs.pt")
+    one = ["--epochs", "1", "--train-images", "256", "--teacher", "theirs.pt"]
+    taught = result(run("finetune.py", *flags, *one, cwd=work))
+    assert taught["arguments"]["recipe"]["teacher"] == sha256(work / "theirs.pt")
+
+
+def test_the_control_is_compiled_only_if_asked(work, monkeypatch):
+    file = work / FOLDER / "baseline/model.pt"
+    content = torch.load(file, weights_only=True)
+    content["history"][0]["arguments"]["recipe"]["compile"] = True
+    torch.save(content, file)
+    monkeypatch.chdir(work)
+    given = vars(main.build_parser().parse_args(["--like", "x"]))
+    made = {"recipe": content["history"][0]["arguments"]["recipe"], "network": {}}
+    original = checkpoints.load(file)
+    assert original.trained_with()["recipe"] == made["recipe"]
+    assert not main.resolve_training(given, original)[1].compile
+
+
+def test_a_network_pruned_while_trained_has_recovered(work):
+    flags = ["--method", "soft", "--ratio", "0.5"]
+    output = result(run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work))
+    checkpoint = checkpoints.load(work / output["checkpoint"])
+    assert finetune.default_recipe(checkpoint).lr == 0.01
+
+
+def test_a_subset_of_the_images_has_sensitivities_of_its_own(work):
+    flags = [*NET, *DATA, "--sensitivity"]
+    result(run("res50prune.py", *flags, "--train-images", "64", cwd=work))
+    again = run("res50prune.py", *flags, cwd=work)
+    assert "written to" in again.stderr

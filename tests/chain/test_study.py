@@ -28,7 +28,7 @@ def bash(*command, cwd, **env):
 
 def test_the_grid_with_its_controls_is_done_once(tmp_path):
     first = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **TINY)
-    assert result(first)["networks"] == 5
+    assert result(first)["runs"] == 7
     titles = re.findall(r"^\[(\d)/(\d)\] (.+)$", first.stderr, re.MULTILINE)
     assert [int(number) for number, _, _ in titles] == list(range(1, 10))
     assert {total for _, total, _ in titles} == {"9"}
@@ -53,7 +53,7 @@ def test_the_demo_is_what_runs_where_no_dataset_is_named(tmp_path, more):
     env = {**TINY, "METHODS": "l1", "TRAIN": "--width 2 --train-images 64"}
     env |= {"TUNE": "--train-images 64", "EPOCHS": "1"}
     told = bash(ROOT / "run.sh", "--width", "2", "--image-size", "8", *more, cwd=tmp_path, **env)
-    assert result(told)["networks"] == 2
+    assert result(told)["runs"] == 3
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["synthetic"]
 
 
@@ -80,7 +80,7 @@ def test_publishing_copies_figures_and_no_weights(tmp_path):
     (tmp_path / "docs/results").mkdir()
     shutil.copytree(ROOT / "docs/results/resnet20/seed0", tmp_path / "runs/cifar100/resnet20/seed0")
     (tmp_path / "runs/cifar100/resnet20/seed0/baseline/model.pt").write_bytes(b"weights")
-    assert result(bash(tmp_path / "study.sh", "publish", cwd=tmp_path))["networks"] > 5
+    assert result(bash(tmp_path / "study.sh", "publish", cwd=tmp_path))["runs"] > 5
     results = tmp_path / "docs/results"
     assert (results / "resnet20/seed0/baseline/metrics.jsonl").is_file()
     assert (results / "resnet20/seed0/baseline/benchmark.json").is_file()

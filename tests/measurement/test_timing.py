@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from measurement.runtimes import REFERENCE
-from measurement.timing import hardware_multiple, interleaved, relative_latency
+from measurement.timing import WARMUP, hardware_multiple, interleaved, relative_latency
 from models import channel_groups, new_spec
 from tests.conftest import lively
 
@@ -25,13 +25,20 @@ def test_hardware_multiple(spec, cpu, cuda):
     assert (hardware_multiple("cpu", groups), hardware_multiple("cuda", groups)) == (cpu, cuda)
 
 
-def test_percentiles_are_in_order_and_calls_are_counted():
-    calls = [lambda: time.sleep(0.002), lambda: time.sleep(0.006)]
+def test_percentiles_are_in_order_and_calls_take_turns():
+    order = []
+
+    def sleep(name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+
+    calls = [lambda: sleep("short", 0.002), lambda: sleep("long", 0.006)]
     short, long = interleaved(calls, torch.device("cpu"), seconds=0.1)
     for timing in (short, long):
         assert timing.p10 <= timing.median <= timing.p90
-        assert 7 <= timing.calls <= 16
     assert 0.002 <= short.median < long.median
+    assert order == ["short", "long"] * (len(order) // 2)
+    assert WARMUP + 7 <= len(order) // 2 <= WARMUP + 16
 
 
 def test_latency_is_relative_to_the_dense_network():

@@ -8,10 +8,10 @@ import torch
 from models import build, new_spec
 from pruning import Method, PruningConfig
 from utils import data as D
-from utils.config import Recipe
+from utils.config import LR_SCHEDULES, Recipe
 from utils.device import Machine
 from utils.run import Run
-from utils.train import LR_SCHEDULES, Diverged, evaluate, fit
+from utils.train import Diverged, evaluate, fit, recalibrate
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 RECIPE = Recipe(epochs=2, batch_size=32)
@@ -137,3 +137,27 @@ def test_schedules_by_hand():
     assert at["multistep"] == [1.0, 1.0, 1.0, 0.1]
     assert LR_SCHEDULES["multistep"](0.75) == 0.01
     assert at["constant"] == [1.0] * 4
+
+
+def test_a_teacher_joins_the_loss_by_hand(tmp_path, data):
+    """One step: its loss is that of Hinton et al., weighted."""
+    ours, theirs = network(0), network(1).eval()
+    recipe = replace(RECIPE, epochs=1, batch_size=128, augment="none", label_smoothing=0.0)
+    x = D.normalize(data.train.images, data.mean, data.std)
+    logits, wanted = ours.train()(x), theirs(x)
+    t, w = recipe.temperature, recipe.teacher_weight
+    soft = torch.nn.functional.softmax(wanted / t, 1)
+    kl = (soft * (soft.log() - torch.nn.functional.log_softmax(logits / t, 1))).sum(1).mean()
+    plain = torch.nn.functional.cross_entropy(logits, data.train.labels)
+    expected = (1 - w) * plain + w * t * t * kl
+    with Run(tmp_path, {}, CPU) as run:
+        trained = fit(network(0), data, recipe, run, teacher=theirs)
+    assert trained.rows[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_recalibrated_statistics_are_those_of_training_images(data):
+    model = network().eval()
+    recalibrate(model, data, CPU, replace(RECIPE, augment="none"))
+    with torch.no_grad():
+        out = model.conv1(D.normalize(data.train.images, data.mean, data.std))
+    assert torch.allclose(model.bn1.running_mean, out.mean((0, 2, 3)), atol=1e-5)

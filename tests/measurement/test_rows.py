@@ -1,0 +1,118 @@
+"""Rows: the best batch, differences of logits, and counts as reasons."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from measurement.engines import ENGINES
+from measurement.rows import Subject, measure, reasons, remarks
+from models import new_spec
+from tests.conftest import lively
+from utils.device import Machine
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+WHY = ["a reason", "another"]
+
+
+def row(promised=2.0, speedup=2.0, latency=2.0, p90=1.1, batch_p90=1.1, batch=8):
+    return {
+        **{"theoretical_speedup": promised, "batch_size": batch},
+        **{"latency_speedup": latency, "latency_ms_p10": 1.0, "latency_ms_p90": p90},
+        **{"measured_speedup": speedup, "batch_ms_p10": 1.0, "batch_ms_p90": batch_p90},
+    }
+
+
+@pytest.mark.parametrize(
+    ("promised", "measured", "short"),
+    [
+        (2.0, 1.9, False),
+        (2.0, 1.7, False),
+        (1.5, 1.2, True),
+        (1.02, 0.5, False),
+        (2.0, 1.2, True),
+        (2.0, 1.0, True),
+        (2.0, 0.8, True),
+    ],
+)
+def test_a_speedup_that_falls_short_is_told_with_its_reasons(promised, measured, short):
+    told = f"speedup {measured:.2f} for a MAC reduction of {promised:.2f}; a reason; another"
+    for batch in (1, 8):
+        found = remarks(row(promised, measured, promised, batch=batch), row(), WHY)
+        assert found == [f"batch {batch}: {told}"] * short
+    found = remarks(row(promised, promised, measured), row(), WHY)
+    assert found == [f"batch 1: {told}"] * short
+
+
+def test_a_busy_machine_explains_nothing():
+    busy = "the machine was busy: p90 is 1.6 times p10"
+    for own, first in ((row(2, 1, batch_p90=1.6), row()), (row(2, 1), row(batch_p90=1.6))):
+        assert remarks(own, first, WHY) == [f"batch 8: {busy}"]
+    one, eight = remarks(row(2, 1, 1, p90=1.6), row(), WHY)
+    assert one == f"batch 1: {busy}"
+    assert eight.endswith("a reason; another")
+    assert remarks(row(p90=3.0, batch_p90=3.0), row(), WHY) == []
+
+
+def test_a_dense_network_gives_no_reasons():
+    network = lively(new_spec(26, 10, arch="resnet_de", width=8))
+    assert reasons(network, network, 8, "cpu") == []
+
+
+def test_masks_are_named():
+    dense, network = lively(new_spec(20, 10, width=4)), lively(new_spec(20, 10, width=4))
+    with torch.no_grad():
+        for values in network.parameters():
+            values[torch.rand(values.shape) < 0.9] = 0
+    (told,) = reasons(network, dense, 8, "cpu")
+    share, text = told.split(" ", 1)
+    assert 88 <= int(share.rstrip("%")) <= 92
+    assert text == "of its parameters are zero, and dense kernels multiply zeros"
+
+
+def test_odd_widths_are_counted():
+    dense = new_spec(20, 10)
+    widths = {name: w - w // 4 for name, w in dense["widths"].items()}  # 12, 24, 48: of 4
+    odd = {**widths, "layer1.0.conv1": 11, "layer3.1.conv1": 49}
+    for own, told in ((widths, []), (odd, ["2 of its 19 widths are no multiple of 4"])):
+        network = lively({**dense, "widths": own, "pads": dict.fromkeys(dense["pads"], 0)})
+        found = reasons(network, lively(dense), 8, "cpu")
+        assert [line for line in found if "widths" in line] == told
+
+
+def test_cutting_inside_blocks_leaves_the_activations():
+    dense = new_spec(26, 10, width=4)
+    inner = {
+        n: 1 if n.endswith(("conv1", "conv2")) and "." in n else w
+        for n, w in dense["widths"].items()
+    }
+    told = reasons(lively({**dense, "widths": inner}), lively(dense), 16, "cuda")
+    (activations,) = (line for line in told if "activations" in line)
+    assert activations.endswith("x")
+
+
+def subject(name):
+    network = lively(new_spec(20, 3, width=2))
+    return Subject(name, SimpleNamespace(image_size=8), network)
+
+
+def test_the_best_batch_counts_and_logits_are_compared():
+    rows = measure([subject("a"), subject("b")], "eager", (1, 16, 16), 0.01, CPU)
+    assert len(rows) == 2
+    for found in rows:
+        assert found["batch_size"] == 16  # a tiny network is all overhead
+        assert found["images_per_second"] == pytest.approx(16e3 / found["batch_ms"])
+        assert found["images_per_second"] > 1e3 / found["latency_ms"]
+        assert found["logit_difference_share"] < 1e-4
+
+
+def test_logits_that_are_not_numbers_are_not_lost(monkeypatch):
+    """At batch 1 alone, where a maximum over Python's floats would lose them."""
+
+    def odd(network, machine):
+        return lambda x: lambda: network(x).detach() * (1 if len(x) > 1 else math.nan)
+
+    monkeypatch.setitem(ENGINES, "eager", odd)
+    (found,) = measure([subject("a")], "eager", (2,), 0.01, CPU)
+    assert math.isnan(found["logit_difference_share"])

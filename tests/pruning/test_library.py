@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from models import new_spec, spec_of
+from pruning import METHODS, Record, State, prune, resolve
+from tests.conftest import lively
+
+
+def network():
+    return lively(new_spec(20, 10, width=8))
+
+
+def test_three_lines_cut_a_network():
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    slim, record = prune(model, target_macs=0.5, criterion="l2", scope="all", image_size=16)
+    assert 0.4 < record.share_cut < 0.6
+    assert record.steps[0].criterion == "l2"
+    assert record.dense == spec_of(model)
+    assert sum(spec_of(slim)["widths"].values()) < sum(record.dense["widths"].values())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_criterion_that_wants_images_leaves_the_network_alone():
+    model = network().train()
+    batch = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
+    prune(model, image_size=16, batches=lambda: [batch], ratio=[0.5, 0.3, 0.1], criterion="taylor")
+    assert model.conv1.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"methud": "l1"}, "--methud: no such option"),
+        ({"method": "soft"}, "while training"),
+        ({"method": "weight", "gradual": True}, "while training"),
+        ({"ratio": 1.5}, "--ratio 1.5 is not in"),
+        ({"ratio": 0.5, "target_macs": 0.5}, "not allowed with"),
+        ({"skip": "layer9"}, "layer9"),
+        ({"min_keep": 2.5}, "--min-keep 2.5"),
+        ({"min_keep": float("nan")}, "--min-keep nan"),
+        ({"skip": "../up"}, "no such name"),
+    ],
+)
+def test_what_does_not_fit_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        prune(network(), image_size=16, **flags)
+
+
+def test_a_method_has_a_state_of_its_own():
+    """What a training does to it changes no checkpoint that it came from."""
+    state = State(masks={"conv1": torch.ones(2, dtype=torch.bool)})
+    record = Record([resolve({})], 0.3, {}, 0.2, state)
+    method = record.method()
+    method.state.masks["conv1"][0] = False
+    assert state.masks["conv1"].all()
+    assert METHODS["l1"]().state == State()
