@@ -23,7 +23,8 @@ case " $* " in
 esac
 train="--epochs ${EPOCHS:=$epochs} ${TRAIN:-}" tune="--epochs ${TUNE_EPOCHS:=$tune_epochs} ${TUNE:-}"
 ways=() first= # ways to prune, as flags; how many of them are the first method's
-IFS=, read -ra methods <<<"${METHODS:-l1}"
+: "${METHODS:=l1}"
+IFS=, read -ra methods <<<"${METHODS//, /,}"
 for method in "${methods[@]}"; do
     case $method in
         *--ratio* | *--target* | *--pattern*) ways+=("--method $method") ;;

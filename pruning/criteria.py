@@ -87,8 +87,8 @@ def bn(model: nn.Module, groups: list[Group], calibration: Calibration) -> Score
 def taylor(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
     """Effect on the loss, estimated by gradients (Molchanov et al. 2019, arXiv 1906.10771, eq. 8).
 
-    The squared sum of weight times gradient, averaged over batches of training images; the network is in evaluation mode, so that its
-    BatchNorm statistics stay as they are.
+    The squared sum of weight times gradient, averaged over batches of training images; on a copy
+    in evaluation mode.
     """
     if calibration.batches is None:
         raise ValueError("--criterion taylor needs a trained network: see res50prune.py")
