@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> dict:
     teacher = runs.read_parent(args.teacher, given, "") if args.teacher else None
     network = runs.network_for(given, parent)
     recipe = resolve_recipe(given, parent, teacher.sha256 if teacher else None)
-    folder = runs.output_folder(config, folder_for(network, recipe, parent), parent)
+    folder = runs.output_folder(config, folder_for(network, recipe, parent), parent, teacher)
     identity = {"network": asdict(network), "recipe": asdict(recipe)}
     identity |= {"parent": parent.sha256, "precision": config.precision}
     with Run(folder, identity, machine, config.force) as run:

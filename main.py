@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from models import build, cost_of, new_spec
-from pruning import METHODS, PruningConfig, Task, name_of, prune_step, resolve
+from pruning import PruningConfig, Task, name_of, prune_step, resolve
 from pruning.masks import apply_masks
 from utils import cli
 from utils import run as runs
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_run_flags(p)
     add = p.add_argument_group("control").add_argument
     add("--like", type=Path, metavar="CKPT", help="pruned network whose shape is trained anew")
-    told = "with --like: as many epochs (default) as the dense network took, or FLOPs"
+    told = "with --like: the epochs (default) or the FLOPs of the dense network"
     add("--budget", choices=("epochs", "flops"), default="epochs", help=told)
     cli.add_pruning_flags(p)
     cli.add_training_flags(p)
@@ -49,8 +49,6 @@ def main(args: argparse.Namespace) -> dict:
     original = read_original(args.like, given, pruning) if args.like else None
     network, recipe = resolve_training(given, original)
     step = resolve({**pruning, "seed": recipe.seed}) if pruning else None
-    if step and not METHODS[step.method].trains:
-        raise ValueError(f"--method {step.method} prunes a trained network: see res50prune.py")
     name = f"{name_of([step])}/scratch" if step else "baseline"
     if original:
         flops = "-flops" if recipe.name == "equal-flops" else ""
@@ -112,6 +110,8 @@ def train(
     if step:
         task = Task(cost_of(spec, data.image_size), data.image_size)
         _, record = prune_step(model, step, task)
+        if not record.state.pending:
+            raise ValueError("this prunes a trained network, and at once: see res50prune.py")
     trained = fit(model, data, recipe, run, record and record.method())
     if record:  # the training has recovered from the cut
         record = replace(record, state=trained.state, share_cut=0.0)

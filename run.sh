@@ -12,6 +12,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
+case " $* " in *" --save"[\ =]*) echo "run.sh: the folders are fixed; leave --save out" >&2; exit 2 ;; esac
 source "$here/setup.sh"
 setup requirements.txt
 

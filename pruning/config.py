@@ -83,7 +83,7 @@ class PruningConfig(Options):
     )
     skip: tuple[str, ...] = option((), "layers to leave whole", nargs="+", metavar="NAME")
     min_keep: float = option(
-        1.0, "least channels of a group (default: 1 or, unless by layer, 0.1: a tenth)", float
+        1.0, "least channels kept: a number, or a fraction (default: 1; not by layer: 0.1)", float
     )
     round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
     schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
@@ -148,7 +148,10 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     if "min_keep" not in given and "min_keep" in method.flags:
         values["min_keep"] = LEAST[values["allocation"]]
     # Only the clock looks at a batch.
-    values["batch_size"] = (values["batch_size"] or 64) if values["target_latency"] else None
+    if values["target_latency"] is None:
+        values["batch_size"] = None
+    elif values["batch_size"] is None:
+        values["batch_size"] = 64
     return PruningConfig(**values)
 
 

@@ -72,7 +72,6 @@ class Method:
     flags: tuple[str, ...] = FILTER_FLAGS  # of those that only some methods have, its own
     criteria: tuple[str, ...] = tuple(CRITERIA)
     allocations: tuple[str, ...] = ALLOCATIONS
-    trains: bool = False  # whether it can prune while a new network is trained
     recalibrates: bool = False  # whether BatchNorm's statistics do not fit what `finish` gives
 
     def __init__(self, config: PruningConfig | None = None, state: State | None = None) -> None:

@@ -90,7 +90,6 @@ class Soft(Method):
     flags = (*FILTER_FLAGS, "schedule")
     criteria = tuple(name for name in CRITERIA if name != "taylor")
     allocations = ("layer", "global")
-    trains = True
     recalibrates = True
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:

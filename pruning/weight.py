@@ -161,7 +161,6 @@ class Weight(Method):
     flags = ("pattern", "gradual")
     criteria = tuple(WEIGHT_CRITERIA)
     allocations = ("layer", "global")
-    trains = True
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         config = self.config

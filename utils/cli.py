@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -166,7 +167,7 @@ def run_script(
 
 def stage_summary(result: dict[str, Any]) -> str:
     """What stages 1 to 3 tell a person: what, how accurate, how small, where, and what next."""
-    stage, folder = result["stage"], Path(result["checkpoint"]).parent
+    stage, folder = result["stage"], shlex.quote(str(Path(result["checkpoint"]).parent))
     lines = [f"{stage}: {result['arch']} {result['depth']} on {result['dataset']}"]
     if result["top1"] is not None:
         before = result.get("top1_before")
@@ -174,10 +175,11 @@ def stage_summary(result: dict[str, Any]) -> str:
         lines[-1] += f", {before:.2f} % before" if before is not None else ""
     for name, kind in (("params", "nonzero_params"), ("macs", "effective_macs")):
         count, dense, left = result[name], result[f"dense_{name}"], result[kind]
-        lines.append(f"{name:9} {count / 1e6:.2f} M, {dense / count:.2f}x fewer than dense")
-        lines[-1] += f"; {left / 1e6:.2f} M not zero" if left < 0.99 * count else ""
+        lines.append(f"{name:9} {count:,}")
+        lines[-1] += f", {dense / count:.2f}x fewer than dense" if dense > count else ""
+        lines[-1] += f"; {left:,} not zero" if left < 0.99 * count else ""
     lines.append(f"file      {result['checkpoint']}")
-    following = {"pruned": f"finetune.py --refine {folder}", "baseline": "res50prune.py --model "}
-    following["baseline"] += f"{folder} --ratio 0.5"
-    lines.append(f"next      python {following.get(stage, f'benchmark.py {folder}')}")
+    following = {"pruned": f"finetune.py --refine {folder}"}
+    following["baseline"] = f"res50prune.py --model {folder} --ratio 0.5"
+    lines.append(f"next      python {following.get(stage, f'export.py {folder}')}")
     return "\n".join(lines)

@@ -56,7 +56,7 @@ class NetworkConfig(Options):
     arch: str = option("resnet", "resnet_de: depthwise separable, with SE", str, ARCHS)
     depth: int = option(50, "number of layers", int, tuple(sorted(STAGES)))
     width: int | None = option(None, "channels of stage 1 (default: 64 or 16)", int, "[1, 1e9]")
-    shortcut: str | None = option(None, "A: zeros, B: 1x1 (default: B or A)", str, SHORTCUTS)
+    shortcut: str | None = option(None, "A, A-end: zeros; B: 1x1 (default: B or A)", str, SHORTCUTS)
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
     mean: tuple[float, ...] | None = option(None, MEAN, float, "[0, 1]", **RGB)
     std: tuple[float, ...] | None = option(None, STD, float, "(0, 1]", **RGB)
@@ -88,7 +88,7 @@ class Recipe(Options):
     batch_size: int = option(128, "images of a step, in all", int, "[2, 1e9]")
     lr: float = option(0.1, "peak learning rate", float, "(0, 1e9]")
     lr_schedule: str = option("onecycle", "course of the learning rate", within=tuple(LR_SCHEDULES))
-    lr_start: float = option(0.0, "fraction of the schedule to leave out", float, "[0, 1)")
+    lr_start: float = option(0.0, "start of the schedule, as a fraction to skip", float, "[0, 1)")
     momentum: float = option(0.9, "Nesterov momentum", float, "[0, 1]")
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", float, "[0, 1e9]")
     label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]")

@@ -69,13 +69,13 @@ def default_folder(network: NetworkConfig, seed: int) -> Path:
     return Path("runs", network.dataset, network.name, f"seed{seed}")
 
 
-def output_folder(config: RunConfig, usual: Path, parent: Checkpoint | None = None) -> Path:
-    """--save, or else `usual`; ValueError if the images or the input are there."""
+def output_folder(config: RunConfig, usual: Path, *inputs: Checkpoint | None) -> Path:
+    """--save, or else `usual`; ValueError if the images or an input are there."""
     folder = config.save or usual
     if folder.resolve() == config.data.resolve():
         raise ValueError(f"--save {folder} is where the images are; choose another folder")
-    if parent and parent.file.resolve() == (folder / "model.pt").resolve():
-        raise ValueError(f"{folder} holds the input of this stage; choose another --save")
+    if (folder / "model.pt").resolve() in [one.file.resolve() for one in inputs if one]:
+        raise ValueError(f"{folder} holds an input of this stage; choose another --save")
     return folder
 
 

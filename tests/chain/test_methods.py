@@ -401,3 +401,22 @@ def test_a_subset_of_the_images_has_sensitivities_of_its_own(work):
     result(run("res50prune.py", *flags, "--train-images", "64", cwd=work))
     again = run("res50prune.py", *flags, cwd=work)
     assert "written to" in again.stderr
+
+
+def test_a_stage_does_not_replace_what_it_reads(work):
+    flags = [*NET, *DATA, "--ratio", "0.3"]
+    result(run("res50prune.py", *flags, cwd=work))
+    teacher = f"{FOLDER}/baseline"
+    own = ["--teacher", teacher, "--save", teacher, "--force"]
+    refused = run("finetune.py", *flags, *TRAIN, *own, cwd=work)
+    assert refused.returncode == 2
+    assert "holds an input of this stage" in refused.stderr
+    assert checkpoints.load(work / teacher).stage == "baseline"
+
+
+def test_masks_are_not_drawn_from_weights_that_know_nothing(work):
+    flags = ["--method", "weight", "--ratio", "0.5", "--save", "out"]
+    refused = run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work)
+    assert refused.returncode == 2
+    assert "res50prune.py" in refused.stderr
+    assert not (work / "out").exists()

@@ -40,6 +40,7 @@ def test_a_criterion_that_wants_images_leaves_the_network_alone():
         ({"min_keep": 2.5}, "--min-keep 2.5"),
         ({"min_keep": float("nan")}, "--min-keep nan"),
         ({"skip": "../up"}, "no such name"),
+        ({"target_latency": 0.5, "batch_size": 0}, "--batch-size 0 is not in"),
     ],
 )
 def test_what_does_not_fit_is_refused(flags, message):
