@@ -73,7 +73,7 @@ def page(study: Study, title: str, drawn: dict[str, dict], published: list[dict]
     cards = sections = ""
     for network, figures in drawn.items():
         first, *more = tables.card(study, network)
-        cards += f"<div>{escape(network)}<b>{first}</b>{', '.join(more)}</div>"
+        cards += f"<div>{escape(network)}<strong>{first}</strong>{', '.join(more)}</div>"
         html = {True: "", False: ""}
         for name, figure in figures.items():
             svg = f"<figcaption>{escape(name)}</figcaption>{plots.to_svg(figure)}"

@@ -59,7 +59,7 @@ def test_the_command_and_its_page(study):
     }
     assert page.of("h1") == ["What pruning did"]
     assert page.of("h2") == [NETWORK]
-    assert page.of("b") == ["70.50 ± 0.71 % top-1"]
+    assert page.of("strong") == ["70.50 ± 0.71 % top-1"]
     heads = page.of("th", "button")
     assert heads[:8] == [
         *("method", "pruned", "top-1 %", "Δ top-1", "params M", "MAC reduction", "speedup"),
@@ -80,7 +80,7 @@ def test_cards_and_rows_are_grouped_by_network(study):
     write(study / "other", "baseline", shape={**SHAPE, "depth": 32})
     _, page = report(study)
     assert page.of("th", "span") == [NETWORK, "cifar100 resnet32"]
-    assert len(page.of("b")) == 2
+    assert len(page.of("strong")) == 2
 
 
 def test_what_is_left_out_is_folded_and_counted(study):
