@@ -27,7 +27,7 @@ from pruning.config import flag
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint
-from utils.config import NetworkConfig, Recipe, fill
+from utils.config import NetworkConfig, Recipe, RunConfig, fill
 from utils.data import Data
 from utils.device import place, prepare
 from utils.log import say
@@ -108,7 +108,7 @@ def folder_for(network: NetworkConfig, recipe: Recipe, parent: Checkpoint) -> Pa
 
 
 def main(args: argparse.Namespace) -> dict:
-    config, given = cli.run_config(args), vars(args)
+    config, given = fill(RunConfig, vars(args)), vars(args)
     machine = prepare(config)
     parent = find_parent(given, cli.pruning_flags(args))
     teacher = runs.read_parent(args.teacher, given, "") if args.teacher else None
@@ -138,8 +138,6 @@ def recover(
     trained = fit(model, data, recipe, run, method, expert if teacher else None)
     if record:
         record = replace(record, state=trained.state)
-        removed = getattr(trained.state, "channels_removed", None)
-        measured |= {} if removed is None else {"channels_removed": removed}
     outcome = Outcome(trained.network, trained.measured | measured, record)
     return run.hand_over("finetuned", outcome, data, parent)
 

@@ -24,7 +24,7 @@ from pruning.masks import apply_masks
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint
-from utils.config import NetworkConfig, Recipe, fill
+from utils.config import NetworkConfig, Recipe, RunConfig, fill
 from utils.data import Data
 from utils.device import prepare
 from utils.run import Outcome, Run
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
-    config, given, pruning = cli.run_config(args), vars(args), cli.pruning_flags(args)
+    config, given, pruning = fill(RunConfig, vars(args)), vars(args), cli.pruning_flags(args)
     machine = prepare(config)
     original = read_original(args.like, given, pruning) if args.like else None
     network, recipe = resolve_training(given, original)

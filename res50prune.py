@@ -26,15 +26,16 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from measurement.timing import hardware_multiple, relative_latency
+from measurement.timing import relative_latency
 from models import build, channel_groups, cost_of, costs
 from pruning import PruningConfig, Task, name_of, prune_step, resolve, sensitivity
-from pruning.allocation import select
+from pruning.allocation import hardware_multiple, select
 from pruning.criteria import Calibration, score
 from pruning.surgery import verify
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint
+from utils.config import RunConfig, fill
 from utils.data import Data, normalize, sample
 from utils.device import Machine, place, prepare
 from utils.files import write_json
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
-    config, given = cli.run_config(args), vars(args)
+    config, given = fill(RunConfig, vars(args)), vars(args)
     machine = prepare(config)
     parent = runs.read_parent(args.model, given, "baseline")
     runs.require_finished(parent)

@@ -34,6 +34,10 @@ class State:
     masks: Masks = field(default_factory=dict)  # of single weights
     pending: bool = False  # whether the pruning is still to be done, by a training
 
+    def figures(self) -> dict[str, Any]:
+        """What a result tells of it."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Task:
@@ -123,7 +127,9 @@ class Record:
         """Plain types and tensors."""
         own = {"method": self.steps[-1].method, "steps": [step.as_dict() for step in self.steps]}
         own |= {"ratio": self.ratio, "dense": self.dense, "share_cut": self.share_cut}
-        return dict(**own, **vars(self.state))  # raises TypeError if a name is used twice
+        own["masks"] = {name: mask.cpu() for name, mask in self.state.masks.items()}
+        state = {key: value for key, value in vars(self.state).items() if key != "masks"}
+        return dict(**own, **state)  # raises TypeError if a name is used twice
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Record:

@@ -7,6 +7,7 @@ channels that provably contribute nothing are cut out.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,10 @@ class WeightState(State):
     layers: list[str] = field(default_factory=list)  # that are pruned
     start: Masks = field(default_factory=dict)  # the masks of an earlier pruning
     channels_removed: int | None = None
+
+    def figures(self) -> dict[str, Any]:
+        removed = self.channels_removed
+        return {} if removed is None else {"channels_removed": removed}
 
 
 class Weight(Method):

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import inspect
+import io
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from pruning.criteria import CRITERIA
 from pruning.soft import SCHEDULES
 from pruning.weight import WEIGHT_CRITERIA
 
-from .config import NetworkConfig, Recipe, RunConfig, fill
+from .config import NetworkConfig, Recipe, RunConfig
 from .device import rank
 from .files import plain
 from .log import say
@@ -98,11 +99,6 @@ def pruning_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def run_config(args: argparse.Namespace) -> RunConfig:
-    """Where and how to run."""
-    return fill(RunConfig, vars(args))
-
-
 class Interrupted(BaseException):
     """SIGINT or SIGTERM; what is on disk is whole, and the stage can be resumed."""
 
@@ -110,13 +106,6 @@ class Interrupted(BaseException):
 def _interrupt(signum: int, _frame: Any) -> None:
     signal.signal(signum, signal.SIG_DFL)  # a second one kills
     raise Interrupted(signum)
-
-
-def _open_missing_streams() -> None:
-    """Give a process that was started without standard streams something to write to."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for good
 
 
 def run_script(
@@ -128,7 +117,8 @@ def run_script(
 
     The result is one JSON line or, on a terminal without --json, its `summary` for people.
     """
-    _open_missing_streams()
+    # None where a process was started without them.
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     p = build_parser()
     p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
     p.add_argument("--debug", action="store_true", help="traceback of an error")

@@ -141,14 +141,10 @@ def _decode(name: str, listing: dict, image_size: int) -> Data:
     for part, (_, samples) in listing.items():
         images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(read, samples)
-            try:
-                bar = tqdm(decoded, f"decoding {part}", len(samples), unit="img", disable=None)
-                for index, image in enumerate(bar):
-                    images[index] = image
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            decoded = pool.map(read, samples)  # what is left is canceled if one fails
+            bar = tqdm(decoded, f"decoding {part}", len(samples), unit="img", disable=None)
+            for index, image in enumerate(bar):
+                images[index] = image
         labels = torch.tensor([label for _, label in samples])
         splits.append(Split(torch.from_numpy(images), labels))
     return _with_statistics(name, listing["train"][0], *splits)
@@ -156,15 +152,13 @@ def _decode(name: str, listing: dict, image_size: int) -> Data:
 
 def _with_statistics(name: str, classes: list[str], train: Split, test: Split) -> Data:
     """Mean and standard deviation per color channel, from exact counts of the 256 values."""
-    mean, std = [], []
-    levels = np.arange(256) / 255
-    for channel in range(3):
-        counts = np.bincount(train.images[..., channel].reshape(-1).numpy(), minlength=256)
-        average = float(np.average(levels, weights=counts))
-        spread = float(np.sqrt(np.average((levels - average) ** 2, weights=counts)))
-        mean.append(round(average, 4))
-        std.append(round(spread, 4) or 1.0)
-    return Data(name, list(classes), mean, std, train, test)
+    channels, levels = train.images.reshape(-1, 3).T, np.arange(256) / 255
+    counts = np.array([channel.bincount(minlength=256).tolist() for channel in channels])
+    shares = counts / channels.shape[1]
+    mean = shares @ levels
+    variance = (shares * (levels - mean[:, None]) ** 2).sum(1)
+    std = [round(spread, 4) or 1.0 for spread in np.sqrt(variance).tolist()]
+    return Data(name, list(classes), mean.round(4).tolist(), std, train, test)
 
 
 # ---------------------------------------------------------------- official archive

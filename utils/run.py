@@ -169,6 +169,7 @@ class Run(contextlib.AbstractContextManager):
         replace it. Raises ValueError if the folder was made with another identity.
         """
         self.folder = folder
+        self.model, self.resume = folder / "model.pt", folder / "resume.pt"
         self.identity = plain(identity)
         self.machine = machine
         self.result: dict[str, Any] | None = None
@@ -187,7 +188,7 @@ class Run(contextlib.AbstractContextManager):
         if isinstance(found[0], Exception):
             raise found[0]
         self.result = found[0]
-        if self.result is None and not force and self._path("resume.pt").is_file():
+        if self.result is None and not force and self.resume.is_file():
             self.state = self._unfinished()
 
     def __exit__(self, *_: object) -> None:
@@ -196,17 +197,14 @@ class Run(contextlib.AbstractContextManager):
                 path.rmdir()
         self._held.close()
 
-    def _path(self, name: str) -> Path:
-        return self.folder / name
-
     def _enter(self) -> dict[str, Any] | None:
         """Hold the folder, unless the stage is done; then, its result."""
-        if self.folder.is_file() or self._path("model.pt").is_dir():
+        if self.folder.is_file() or self.model.is_dir():
             raise ValueError(f"--save {self.folder} is no run folder; choose another")
         # A finished stage is read without the lock: a process with --force may hold it just now.
         with contextlib.suppress(OSError, CheckpointError):
             result = self._finished()
-            if result and not self._path("resume.pt").exists():
+            if result and not self.resume.exists():
                 return result
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
@@ -220,20 +218,21 @@ class Run(contextlib.AbstractContextManager):
             left_over.unlink()
         result = self._finished()
         if result:
-            self._path("resume.pt").unlink(missing_ok=True)  # killed just before it was removed
+            self.resume.unlink(missing_ok=True)  # killed just before it was removed
         return result
 
     def _finished(self) -> dict[str, Any] | None:
         """The result of the stage, if it is done and need not be done again."""
-        file, model = self._path("result.json"), self._path("model.pt")
-        if self._force or not (file.is_file() and model.is_file()):
+        file = self.folder / "result.json"
+        if self._force or not (file.is_file() and self.model.is_file()):
             return None
         try:
             result = json.loads(file.read_text())
             made_with = result["arguments"]
         except (ValueError, RecursionError, KeyError, TypeError):
             raise CheckpointError(f"{file}: damaged; --force starts over") from None
-        checkpoint = checkpoints.parse(checkpoints.load_file(model, "--force starts over"), model)
+        content = checkpoints.load_file(self.model, "--force starts over")
+        checkpoint = checkpoints.parse(content, self.model)
         if "pruning" in result:
             self._compare(made_with)
         else:  # of format 1: brought up to date
@@ -243,19 +242,18 @@ class Run(contextlib.AbstractContextManager):
             result.pop("tag", None)
             with contextlib.suppress(OSError):
                 write_json(file, result)
-        return {**result, "checkpoint": str(model)}  # the folder may have moved
+        return {**result, "checkpoint": str(self.model)}  # the folder may have moved
 
     def _unfinished(self) -> dict[str, Any]:
         """What `save_state` saved."""
-        file = self._path("resume.pt")
-        state = checkpoints.load_file(file, "--force starts over")
+        state = checkpoints.load_file(self.resume, "--force starts over")
         try:
             if "hooks" in state:
                 state = format1.unfinished(state)
             self._compare(state["arguments"])
             return state
         except (AttributeError, KeyError, TypeError):
-            raise CheckpointError(f"{file}: damaged; --force starts over") from None
+            raise CheckpointError(f"{self.resume}: damaged; --force starts over") from None
 
     def _compare(self, made_with: dict[str, Any]) -> None:
         old, new = (dict(_leaves(identity)) for identity in (made_with, self.identity))
@@ -275,7 +273,7 @@ class Run(contextlib.AbstractContextManager):
         """Now there is something new: what `force` ignored goes, the mark of being done first."""
         if self._force:
             for name in ("result.json", "resume.pt", "metrics.jsonl", "model.pt"):
-                self._path(name).unlink(missing_ok=True)
+                (self.folder / name).unlink(missing_ok=True)
         self._force = False
 
     def save_state(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -283,53 +281,49 @@ class Run(contextlib.AbstractContextManager):
         if rank() == 0:
             self._replace()
             state = {**state, "rows": rows, "arguments": self.identity}
-            checkpoints.save_plain(self._path("resume.pt"), state)
+            checkpoints.save_plain(self.resume, state)
             lines = [json.dumps(plain(row)) + "\n" for row in rows]
-            write_text(self._path("metrics.jsonl"), "".join(lines))
+            write_text(self.folder / "metrics.jsonl", "".join(lines))
 
     def hand_over(
         self, stage: str, outcome: Outcome, data: Data, parent: Checkpoint | None = None
     ) -> dict[str, Any]:
         """Write the checkpoint, then the result that marks the stage as done; returns it."""
-        spec, network = spec_of(outcome.model), outcome.network or outcome.model
-        pruning, made_with = outcome.pruning, versions()
+        model, record = outcome.model, outcome.pruning
+        network = outcome.network or model
+        made_with, machine = versions(), describe(self.machine)
         seed = self.identity["recipe" if "recipe" in self.identity else "pruning"]["seed"]
-        metrics = {**outcome.measured, **costs(network, data.image_size)}
+        metrics = {**outcome.measured, **(record.state.figures() if record else {})}
+        metrics |= costs(network, data.image_size)
         entry = {"stage": stage, "arguments": self.identity, "seed": seed, "metrics": metrics}
-        entry |= {"versions": made_with, "machine": describe(self.machine)}
-        entry["parent"] = self.identity["parent"]
-        steps = pruning.steps if pruning else []
-        state = outcome.model.state_dict()
-        weights = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
-        if pruning:
-            masks = {name: mask.cpu() for name, mask in pruning.state.masks.items()}
-            pruning = replace(pruning, state=replace(pruning.state, masks=masks))
+        entry |= {"versions": made_with, "machine": machine, "parent": self.identity["parent"]}
         history = [*(parent.history if parent else []), entry]
-        own = (stage, spec, weights, data.description(), pruning, metrics, history)
-        checkpoint = Checkpoint(*own)
+        state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
+        described = data.description(), record, metrics, history
+        checkpoint, file = Checkpoint(stage, spec_of(model), state, *described), self.model
         result = {
             "stage": stage,
-            "checkpoint": str(self._path("model.pt")),
+            "checkpoint": str(file),
             "dataset": data.name,
-            "arch": spec["arch"],
-            "depth": spec["depth"],
-            "method": steps[-1].method if steps else None,
-            "ratio": pruning.ratio if pruning else 0.0,
+            "arch": checkpoint.spec["arch"],
+            "depth": checkpoint.spec["depth"],
+            "method": record.steps[-1].method if record else None,
+            "ratio": record.ratio if record else 0.0,
             "seed": seed,
             **_summary(checkpoint),
             **metrics,
             "widths": spec_of(network)["widths"],
-            "machine": entry["machine"],
+            "machine": machine,
             "commit": made_with["commit"],
             "arguments": self.identity,
         }
         result = plain(result)
         if rank() == 0:
             self._replace()
-            checkpoint.save(self._path("model.pt"))
-            result["sha256"] = sha256(self._path("model.pt"))  # what later stages call parent
-            write_json(self._path("result.json"), result)
-            self._path("resume.pt").unlink(missing_ok=True)
+            checkpoint.save(file)
+            result["sha256"] = sha256(file)  # what later stages call parent
+            write_json(self.folder / "result.json", result)
+            self.resume.unlink(missing_ok=True)
         return result
 
 

@@ -62,7 +62,10 @@ def fit(
     place(model, machine)
     images, test = (split.to(machine.device) for split in (data.train, data.test))
     images = images._replace(images=pad_for_crops(images.images, recipe.augment))
-    batch_size = _fitting_batch(recipe.batch_size, len(images.labels))
+    batch_size = min(recipe.batch_size, len(images.labels))
+    if batch_size % world_size():
+        problem = f"cannot be shared evenly by {world_size()} processes"
+        raise ValueError(f"--batch-size {batch_size} {problem}")
     steps = len(images.labels) // batch_size
     training = _Training(model, recipe, machine, method, teacher, steps)
     rows = training.restore(run.state)
@@ -107,7 +110,14 @@ class _Training:
     steps: int  # of an epoch
 
     def __post_init__(self) -> None:
-        self.optimizer, self.schedule = _optimizer(self.model, self.recipe, self.steps)
+        recipe, total = self.recipe, self.recipe.epochs * self.steps
+        how = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "fused": True}
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.SGD(parameters, recipe.lr, nesterov=recipe.momentum > 0, **how)
+        curve, start = LR_SCHEDULES[recipe.lr_schedule], recipe.lr_start
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: curve(start + (1 - start) * step / total)
+        )
         self.forward = torch.compile(self.model) if self.recipe.compile else self.model
         if world_size() > 1:
             self.forward = DistributedDataParallel(self.forward)
@@ -186,24 +196,6 @@ def _line(rows: list[dict[str, Any]], epochs: int) -> str:
     )
 
 
-def _optimizer(
-    model: nn.Module, recipe: Recipe, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-        fused=True,
-    )
-    curve, total, start = LR_SCHEDULES[recipe.lr_schedule], recipe.epochs * steps, recipe.lr_start
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: curve(start + (1 - start) * step / total)
-    )
-    return optimizer, schedule
-
-
 def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) -> None:
     """Average BatchNorm's statistics anew, in place, over images augmented as in training."""
     place(model, machine)
@@ -247,11 +239,3 @@ def _means(sums: Tensor) -> tuple[float, float]:
         dist.all_reduce(sums)
     loss, correct, count = sums.double().tolist()
     return loss / count, 100 * correct / count
-
-
-def _fitting_batch(batch_size: int, images: int) -> int:
-    batch_size = min(batch_size, images)
-    if batch_size % world_size():
-        processes = f"{world_size()} processes"
-        raise ValueError(f"--batch-size {batch_size} cannot be shared evenly by {processes}")
-    return batch_size

@@ -44,7 +44,7 @@ def test_what_pruning_left_survives_the_round_trip(tmp_path):
 
 def test_what_would_not_load_is_refused_when_saving(tmp_path):
     made, _ = checkpoint(metrics={"top1": np.float64(3)})
-    with pytest.raises(TypeError, match=r"\['metrics'\]\['top1'\] is a float64"):
+    with pytest.raises(pickle.UnpicklingError, match="numpy"):
         made.save(tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
 
