@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCOPES = ("inner", "all")
-ALLOCATIONS = ("layer", "global", "sensitivity")
+ALLOCATIONS = ("layer", "global", "macs", "sensitivity")
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
-LEAST = {"layer": 1.0, "global": 0.1, "sensitivity": 0.1}
+LEAST = {"layer": 1.0, "global": 0.1, "macs": 0.1, "sensitivity": 0.1}
+ALLOCATION = "layer: equal; global: lowest scores; macs: per MAC saved; sensitivity: least loss"
+SCHEDULE = "soft: cubic: closed by gates; he2018, asymptotic: zeroed once an epoch (default: cubic)"
+RAMP = "of pruning while training, as fractions of it (default: 0.1 0.5; weight: 0 0.75)"
 METHODS: dict[str, Any] = {}  # by the name that --method takes; filled by library.py
 ALIASES = {"filters": "l1", "unstructured": "weight"}  # other names of methods
 AMOUNTS = ("ratio", "target_macs", "target_params", "target_latency", "pattern")
@@ -78,22 +81,27 @@ class PruningConfig(Options):
     pattern: str | None = option(None, "weight: N weights kept of every M", metavar="N:M")
     criterion: str = option("l1", "importance of a channel or weight")
     scope: str = option("inner", "inner: within blocks; all: residual sum, too", str, SCOPES)
-    allocation: str = option(
-        "layer", "layer: equal; global: lowest scores; sensitivity: least loss", str, ALLOCATIONS
-    )
+    allocation: str = option("layer", ALLOCATION, str, ALLOCATIONS)
     skip: tuple[str, ...] = option((), "layers to leave whole", nargs="+", metavar="NAME")
     min_keep: float = option(
         1.0, "least channels kept: a number, or a fraction (default: 1; not by layer: 0.1)", float
     )
     round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
-    schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
-    gradual: bool = option(False, "weight: pruning during fine-tuning, on a cubic schedule", bool)
+    schedule: str = option("asymptotic", SCHEDULE)
+    gradual: bool = option(False, "l1, weight: pruning while training, on a ramp", bool)
+    ramp: tuple[float, float] | None = option(
+        None, RAMP, float, "[0, 1]", nargs=2, metavar=("START", "END")
+    )
     seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.min_keep < 1e9 or (self.min_keep > 1 and self.min_keep % 1):
             raise ValueError(f"--min-keep {self.min_keep} is neither a count nor a fraction")
+        if self.ramp and not self.ramp[0] < self.ramp[1]:
+            raise ValueError(
+                f"--ramp {self.ramp[0]} {self.ramp[1]}: the end is not after the start"
+            )
         for name in self.skip:
             if not re.fullmatch(r"[\w.]+", name):
                 raise ValueError(f"--skip {name}: no such name")
@@ -113,6 +121,11 @@ class PruningConfig(Options):
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def method_class(config: PruningConfig) -> Any:
+    """The class that prunes as a config says."""
+    return METHODS[config.method].variant(config.schedule)
+
+
 def resolve(given: dict[str, Any]) -> PruningConfig:
     """The config for the values that were given (None: not given), the rest by the method.
 
@@ -122,13 +135,12 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     usual = {field.name: field.default for field in fields(PruningConfig)}
     if unknown := given.keys() - usual.keys():
         raise ValueError(f"{', '.join(map(flag, sorted(unknown)))}: no such option of pruning")
-    if isinstance(given.get("ratio"), list):
-        given["ratio"] = tuple(given["ratio"])
+    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
     name = given.get("method", PruningConfig.method)
     given["method"] = name = ALIASES.get(name, name)
     skip = given.get("skip", ())
     given["skip"] = tuple(sorted({skip} if isinstance(skip, str) else set(skip)))
-    method = METHODS[name]
+    method = METHODS[name].variant(given.get("schedule"))
     usual |= method.defaults
     optional = {own for other in METHODS.values() for own in other.flags} - set(method.flags)
     for own in optional & given.keys():
@@ -181,6 +193,7 @@ def special(config: PruningConfig) -> list[str]:
     parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
     least = resolve({"method": method, "allocation": config.allocation}).min_keep
     parts += ["gradual"] if config.gradual else []
+    parts += ["ramp{:g}-{:g}".format(*config.ramp)] if config.ramp else []
     parts += ["skip" + ",".join(config.skip)] if config.skip else []
     parts += [f"min{config.min_keep:g}"] if config.min_keep != least else []
     return parts + ([f"by{config.round_to}"] if config.round_to else [])

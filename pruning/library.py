@@ -7,7 +7,7 @@ from torch import nn
 
 from models import cost_of, costs, spec_of
 
-from .config import METHODS, PruningConfig, resolve
+from .config import METHODS, PruningConfig, method_class, resolve
 from .criteria import Batches
 from .filters import Filters
 from .method import Pruned, Record, Task
@@ -25,7 +25,7 @@ def prune_step(
 
     Raises ValueError for a config that does not fit the network.
     """
-    method = METHODS[config.method](config)
+    method = method_class(config)(config)
     pruned = method.prune(model, task)
     before, after = (costs(m, task.image_size)["effective_macs"] for m in (model, pruned.network))
     dense = earlier.dense if earlier else spec_of(model)

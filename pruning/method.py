@@ -13,7 +13,8 @@ from torch import nn
 
 from models import Cost, Spec
 
-from .config import ALLOCATIONS, METHODS, PruningConfig
+from .allocation import Kept
+from .config import ALLOCATIONS, PruningConfig, method_class
 from .criteria import CRITERIA, Batches
 from .masks import Masks, hold_masks
 
@@ -24,6 +25,14 @@ FILTER_FLAGS = (
     *("target_macs", "target_params", "target_latency"),
     *("scope", "min_keep", "round_to"),
 )
+
+
+def cubic(t: float) -> float:
+    """Share of the final amount after the fraction t of a ramp: 1 - (1 - t)^3.
+
+    Zhu & Gupta 2017 (arXiv 1710.01878), equation 1, from an initial sparsity of 0.
+    """
+    return 1 - (1 - min(1.0, t)) ** 3
 
 
 @dataclass
@@ -65,8 +74,8 @@ class Pruned(NamedTuple):
 class Method:
     """A way of pruning. Only `prune` is needed; the other functions take part in training.
 
-    A training calls `on_gradients` before each update, `on_step` after it and `on_epoch` before
-    each evaluation, and evaluates, saves and hands over what `finish` gives. Weight masks in the
+    A training calls `on_start` first, `on_gradients` before each update, `on_step` after it,
+    `on_epoch` and `to_cut` before each evaluation, and evaluates and hands over what `finish` gives. Weight masks in the
     state are held throughout. In training, a method whose state is not `pending` has nothing left
     to do but that.
     """
@@ -78,6 +87,11 @@ class Method:
     allocations: tuple[str, ...] = ALLOCATIONS
     recalibrates: bool = False  # whether BatchNorm's statistics do not fit what `finish` gives
 
+    @classmethod
+    def variant(cls, schedule: str | None) -> type[Method]:
+        """The class for a schedule, where those differ in more than their curve."""
+        return cls
+
     def __init__(self, config: PruningConfig | None = None, state: State | None = None) -> None:
         self.config = config or PruningConfig()
         self.state = copy.deepcopy(state) if state else self.State()  # training changes it
@@ -85,6 +99,9 @@ class Method:
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         """Stage 2. Changes nothing of `model`; what training needs to know goes into the state."""
         raise NotImplementedError
+
+    def on_start(self, model: nn.Module) -> None:
+        """Act before a training starts or goes on, before the network is compiled."""
 
     def on_gradients(self, model: nn.Module) -> None:
         """See the gradients of a batch, and change them if need be."""
@@ -104,6 +121,10 @@ class Method:
         """
         return {}
 
+    def to_cut(self, model: nn.Module, progress: float) -> Kept:
+        """The channels to keep of groups that are cut now, after an epoch, for good."""
+        return {}
+
     def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
         """The network as it would be handed over now, and its state. Changes nothing."""
         return model, self.state
@@ -121,7 +142,7 @@ class Record:
 
     def method(self) -> Method:
         """The method of the last step, with a state of its own."""
-        return METHODS[self.steps[-1].method](self.steps[-1], self.state)
+        return method_class(self.steps[-1])(self.steps[-1], self.state)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
@@ -137,4 +158,4 @@ class Record:
         own = {key: content[key] for key in ("ratio", "dense", "share_cut")}
         steps = [PruningConfig.from_dict(step) for step in content["steps"]]
         state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
-        return cls(steps, **own, state=METHODS[steps[-1].method].State(**state))
+        return cls(steps, **own, state=method_class(steps[-1]).State(**state))

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from models import build, spec_of
 from pruning import Method, State
-from pruning.surgery import recalibrate_batchnorm
+from pruning.allocation import Kept
+from pruning.surgery import cut, cut_tensors, recalibrate_batchnorm
 
 from .config import LR_SCHEDULES, Recipe
 from .data import Data, Split, epoch_batches, normalize, pad_for_crops
@@ -52,14 +54,15 @@ def fit(
     method: Method | None = None,
     teacher: nn.Module | None = None,
 ) -> Trained:
-    """Train `model` in place, going on from `run.state` if there is one.
+    """Train `model`, in place until a pruning cuts it, going on from `run.state` if there is one.
 
     `method` takes part, and says what network is evaluated and handed over. With a `teacher` its
     softened logits join the loss. The state after each epoch is saved only if the loss is finite.
     Raises Diverged, with the last good state in the run folder.
     """
     machine, method = run.machine, method or Method()
-    place(model, machine)
+    if run.state and "spec" in run.state:  # a pruning may have cut it meanwhile
+        model = build(run.state["spec"])
     images, test = (split.to(machine.device) for split in (data.train, data.test))
     images = images._replace(images=pad_for_crops(images.images, recipe.augment))
     batch_size = min(recipe.batch_size, len(images.labels))
@@ -67,15 +70,18 @@ def fit(
         problem = f"cannot be shared evenly by {world_size()} processes"
         raise ValueError(f"--batch-size {batch_size} {problem}")
     steps = len(images.labels) // batch_size
+    place(model, machine)
     training = _Training(model, recipe, machine, method, teacher, steps)
     rows = training.restore(run.state)
+    method.on_start(model)
+    training.prepare()
 
     def measure(network: nn.Module) -> tuple[float, float]:
         return evaluate(place(network, machine), data, machine, test)
 
     def finish() -> tuple[nn.Module, State]:
-        network, state = method.finish(model)
-        if method.recalibrates and network is not model:
+        network, state = method.finish(training.model)
+        if method.recalibrates and network is not training.model:
             recalibrate(network, data, machine, recipe)
         return network, state
 
@@ -86,7 +92,10 @@ def fit(
         loss, top1 = training.epoch(batches, f"epoch {epoch + 1}")
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_top1": top1}
         row["images_per_second"] = steps * batch_size / (time.perf_counter() - start)
-        told = method.on_epoch(model, (epoch + 1) / recipe.epochs, rows, measure)
+        progress = (epoch + 1) / recipe.epochs
+        told = method.on_epoch(training.model, progress, rows, measure)
+        if kept := method.to_cut(training.model, progress):
+            training.cut(kept)
         top1, loss = measure(finish()[0])
         if not math.isfinite(loss):
             message = f"the test loss is NaN or infinite after epoch {epoch + 1}"
@@ -118,15 +127,32 @@ class _Training:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: curve(start + (1 - start) * step / total)
         )
+
+    def prepare(self) -> None:
+        """Get ready to train the network as it is now."""
         self.forward = torch.compile(self.model) if self.recipe.compile else self.model
         if world_size() > 1:
             self.forward = DistributedDataParallel(self.forward)
+
+    def cut(self, kept: Kept) -> None:
+        """Cut channels out of the network and of its momentum; the schedule goes on."""
+        spec, moving = spec_of(self.model), self.optimizer.state
+        momentum = {n: moving[p]["momentum_buffer"] for n, p in self.model.named_parameters()}
+        momentum = cut_tensors(spec, kept, momentum)
+        self.model = place(cut(self.model, kept), self.machine)
+        self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
+        moving.clear()
+        for name, parameter in self.model.named_parameters():
+            # In the order in memory that its parameter has.
+            buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
+            moving[parameter] = {"momentum_buffer": buffer}
+        self.prepare()
 
     def state(self) -> dict[str, Any]:
         """All that has changed so far, as plain types and tensors."""
         parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
         states = {name: part.state_dict() for name, part in parts.items()}
-        return {**states, "method": vars(self.method.state)}
+        return {**states, "spec": spec_of(self.model), "method": vars(self.method.state)}
 
     def restore(self, saved: dict[str, Any] | None) -> list[dict[str, Any]]:
         """Go on from what an interrupted run saved, if there is any; returns its log."""

@@ -1,0 +1,101 @@
+"""Which channels go: scores, an amount and what protects a group become kept indices."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from models import Group, Spec, channel_groups, cost_of, spec_of
+
+from .allocation import Kept, Limits, allocate, select, solve
+from .config import PruningConfig
+from .criteria import Calibration, Scores, normalize_scores, score
+from .surgery import cut, cut_spec
+
+if TYPE_CHECKING:
+    from .method import Row, Task
+
+
+def choose(
+    model: nn.Module,
+    config: PruningConfig,
+    task: Task,
+    scores: Scores | None = None,
+    share: float = 1.0,
+) -> tuple[float | list[float], Kept, list[Row]]:
+    """The ratio, the kept indices, and a report on every group.
+
+    `scores` are those of the config's criterion unless they are given. A `share` below 1 goes
+    only so far on the way from the network as it is to the amount that the config asks for.
+    Raises ValueError for a config that does not fit the network.
+    """
+    spec = spec_of(model)
+    everything = channel_groups(spec)
+    groups, protected = select(everything, config.skip, config.scope)
+    if not groups:
+        raise ValueError("--skip and --scope leave nothing to prune")
+    limits = Limits(config.min_keep, multiple_of(config, task))
+    if scores is None:
+        scores = score(model, groups, config.criterion, Calibration(config.seed, task.batches))
+    if config.allocation in ("global", "macs"):
+        scores = normalize_scores(scores, config.criterion)
+    if config.allocation == "macs":
+        saved = macs_of_a_channel(spec, groups, task.image_size)
+        scores = {name: values / saved[name] for name, values in scores.items()}
+
+    def at(ratio: float | tuple[float, ...]) -> Kept:
+        return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)
+
+    ratio, cost = config.ratio, cost_of(spec, task.image_size)
+    if ratio is not None:
+        ratio = tuple(share * r for r in ratio) if isinstance(ratio, tuple) else share * ratio
+    for name in ("macs", "params"):
+        if target := getattr(config, f"target_{name}"):
+            dense, whole = getattr(task.dense, name), getattr(cost, name)
+
+            def left(ratio: float, name: str = name, dense: int = dense) -> float:
+                return getattr(cost_of(cut_spec(spec, at(ratio)), task.image_size), name) / dense
+
+            ratio = solve(left, target + (1 - share) * (whole / dense - target), name)
+    if config.target_latency:
+        if task.latency is None:
+            raise ValueError("--target-latency needs a trained network: see res50prune.py")
+
+        @cache  # a second look at the clock would say something else
+        def latency(ratio: float) -> float:
+            return task.latency(cut(model, at(ratio)))
+
+        ratio = solve(latency, config.target_latency, "latency", precision=0.01, slack=0.05)
+    kept = at(ratio)
+    told = list(ratio) if isinstance(ratio, tuple) else ratio
+    return told, kept, [_row(group, kept, protected, limits) for group in everything]
+
+
+def macs_of_a_channel(spec: Spec, groups: list[Group], image_size: int) -> dict[str, float]:
+    """MACs saved by the first channel cut from each group, in millions."""
+    whole, saved = cost_of(spec, image_size).macs, {}
+    for group in groups:
+        kept = {group.name: torch.arange(1, group.size)}
+        saved[group.name] = (whole - cost_of(cut_spec(spec, kept), image_size).macs) / 1e6
+    return saved
+
+
+def multiple_of(config: PruningConfig, task: Task) -> int:
+    """What widths are rounded to: what was asked for, or for a latency what the device likes."""
+    return config.round_to or (task.multiple if config.target_latency else 1)
+
+
+def _row(group: Group, kept: Kept, protected: dict[str, str], limits: Limits) -> Row:
+    if group.name in protected:
+        return group.name, group.size, group.size, protected[group.name]
+    after = len(kept[group.name])
+    at_floor = after == limits.floor(group.size) < group.size
+    return group.name, group.size, after, "floor (--min-keep)" if at_floor else ""
+
+
+def as_lists(kept: Kept) -> dict[str, list[int]]:
+    """Kept indices as plain data for a checkpoint."""
+    return {name: index.tolist() for name, index in kept.items()}
