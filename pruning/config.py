@@ -99,9 +99,7 @@ class PruningConfig(Options):
         if not 0 < self.min_keep < 1e9 or (self.min_keep > 1 and self.min_keep % 1):
             raise ValueError(f"--min-keep {self.min_keep} is neither a count nor a fraction")
         if self.ramp and not self.ramp[0] < self.ramp[1]:
-            raise ValueError(
-                f"--ramp {self.ramp[0]} {self.ramp[1]}: the end is not after the start"
-            )
+            raise ValueError(f"--ramp {self.ramp[0]} {self.ramp[1]}: it ends before it starts")
         for name in self.skip:
             if not re.fullmatch(r"[\w.]+", name):
                 raise ValueError(f"--skip {name}: no such name")

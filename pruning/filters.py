@@ -8,7 +8,7 @@ from .config import ALLOCATIONS
 from .criteria import CRITERIA
 from .gates import Gated
 from .masks import cut_masks
-from .method import FILTER_FLAGS, Pruned, Task
+from .method import FILTER_FLAGS, Pruned, State, Task
 from .selection import as_lists, choose
 from .surgery import cut, mask_channels
 
@@ -30,5 +30,5 @@ class Filters(Gated):
         ratio, kept, rows = choose(model, self.config, task)
         slim = cut(model, kept)
         masks = cut_masks(spec_of(model), kept, task.masks)
-        self.state = self.State(as_lists(kept), masks)
+        self.state = State(as_lists(kept), masks)
         return Pruned(slim, slim, mask_channels(model, kept), ratio, rows)

@@ -77,7 +77,9 @@ class GatedState(State):
     final_ratio: float | list[float] = 0.0
     multiple: int = 1  # that widths are rounded to
     image_size: int = 32
-    dense: list[int] = field(default_factory=list)  # its parameters and MACs; targets refer to it
+    dense_cost: list[int] = field(
+        default_factory=list
+    )  # its parameters and MACs; targets refer to it
     effects: Scores = field(default_factory=dict)  # squared, averaged over time
 
 
@@ -130,7 +132,7 @@ class Gated(Method):
         before = {g.name: not_kept(g.size, state.kept[g.name]) for g in self.gates.groups}
         if not self.revives:
             scores = {name: own.masked_fill(before[name], -1) for name, own in scores.items()}
-        task = Task(Cost(*state.dense), state.image_size, multiple=state.multiple)
+        task = Task(Cost(*state.dense_cost), state.image_size, multiple=state.multiple)
         _, kept, _ = choose(model, config, task, scores, share)
         self.gates.close(kept)
         state.kept |= as_lists(kept)
@@ -170,6 +172,6 @@ class Gated(Method):
     def _kept(self) -> Kept:
         return {name: torch.tensor(index) for name, index in self.state.kept.items()}
 
-    def _final(self, model: nn.Module) -> GatedState:
+    def _final(self, model: nn.Module) -> State:
         masks = cut_masks(spec_of(model), self._kept(), self.state.masks)
-        return self.State(self.state.kept, masks)
+        return State(self.state.kept, masks)

@@ -75,8 +75,8 @@ class Method:
     """A way of pruning. Only `prune` is needed; the other functions take part in training.
 
     A training calls `on_start` first, `on_gradients` before each update, `on_step` after it,
-    `on_epoch` and `to_cut` before each evaluation, and evaluates and hands over what `finish` gives. Weight masks in the
-    state are held throughout. In training, a method whose state is not `pending` has nothing left
+    `on_epoch` and `to_cut` before each evaluation, and evaluates and hands over what `finish`
+    gives. Weight masks in the state are held throughout. In training, a method whose state is not `pending` has nothing left
     to do but that.
     """
 
