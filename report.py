@@ -41,9 +41,9 @@ def main(args: argparse.Namespace) -> dict:
     texts = {"report.html": page(study, args.title, drawn, published)}  # plots without a title
     images = []
     for network, figures in drawn.items():
-        for title, figure in figures.items():
-            images.append(re.sub(r"[^\w.]+", "-", f"{network} {title}".lower()) + ".png")
-            plots.save(figure, f"{network}: {title}", folder / images[-1])
+        for name, figure in figures.items():
+            images.append(re.sub(r"[^\w.]+", "-", f"{network} {name}".lower()) + ".png")
+            plots.save(figure, f"{network}: {name}", folder / images[-1])
     texts["report.md"] = tables.to_markdown(study, args.title, images)
     texts["report.csv"] = tables.to_csv(study)
     for name, text in texts.items():  # paths may hold what is no text
@@ -54,8 +54,8 @@ def main(args: argparse.Namespace) -> dict:
 
 def summary(result: dict) -> str:
     """What a terminal shows of the result."""
-    told = "".join(f"left out: {line}\n" for line in result["left_out"])
-    return told + "{page}: {networks} networks, {runs} runs".format(**result)
+    lines = [f"left out: {line}" for line in result["left_out"]]
+    return "\n".join([*lines, "{page}: {networks} networks, {runs} runs".format(**result)])
 
 
 def read_published(file: Path) -> list[dict]:
@@ -74,26 +74,28 @@ def page(study: Study, title: str, drawn: dict[str, dict], published: list[dict]
     for network, figures in drawn.items():
         first, *more = tables.card(study, network)
         cards += f"<div>{escape(network)}<strong>{first}</strong>{', '.join(more)}</div>"
-        html = {True: "", False: ""}
-        for name, figure in figures.items():
-            svg = f"<figcaption>{escape(name)}</figcaption>{plots.to_svg(figure)}"
-            html[name in plots.FIRST] += f"<figure>{svg}</figure>"
-        sections += f"<h2>{escape(network)}</h2><div>{html[True]}</div>" * bool(figures)
-        sections += _details("More plots", f"<div>{html[False]}</div>" * bool(html[False]))
+        html = {name: _figure(name, plots.to_svg(figure)) for name, figure in figures.items()}
+        first_plots = "".join(html.pop(name, "") for name in plots.FIRST)
+        sections += f"<h2>{escape(network)}</h2><div>{first_plots}</div>" * bool(figures)
+        sections += _details("More plots", f"<div>{''.join(html.values())}</div>" * bool(html))
     others = [p for p in published if f"{p['dataset']} {p['network']}" in study.cells]
-    told = "{dataset} {network}, {method}: {top1} %, {speedup} times fewer MACs; {source}"
-    details = _details("Published by others", _list([told.format(**p) for p in others]))
+    line = "{dataset} {network}, {method}: {top1} %, {speedup} times fewer MACs; {source}"
+    details = _details("Published by others", _list([line.format(**p) for p in others]))
     runs = "".join(_details(escape(run.folder), _list(_origin(run, study))) for run in study.runs)
     details += _details("Lineage, settings and engines of each run", runs)
     details += _details(f"Left out: {len(study.left_out)}", _list(study.left_out))
     parts = {"title": escape(title), "place": escape(tables.place(study)), "cards": cards}
     parts |= {"table": _table(study), "note": escape(tables.NOTE), "networks": sections + details}
     template = Path(plots.__file__).with_name("page.html").read_text()
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # not in content
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)  # not in content
 
 
 def _details(title: str, content: str) -> str:
     return f"<details><summary>{title}</summary>{content}</details>" * bool(content)
+
+
+def _figure(title: str, svg: str) -> str:
+    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
 
 
 def _list(lines: list[str]) -> str:
@@ -104,8 +106,9 @@ def _origin(run: Run, study: Study) -> list[str]:
     """The stages that a network went through, and its times in all engines."""
     keys, chain = ("stage", "top1", "sha256", "arguments", "machine"), lineage(run, study.runs)
     lines = [json.dumps({key: stage.result.get(key) for key in keys}) for stage in chain]
-    told = "{engine} {precision}: {latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
-    return lines + ["; ".join([told.format(**row), *row["remarks"]]) for row in run.timings]
+    timing = "{engine} {precision}: {latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
+    rows = [row for (machine, _), row in run.timings.items() if machine == study.machine]
+    return lines + ["; ".join([timing.format(**row), *row["remarks"]]) for row in rows]
 
 
 def _table(study: Study) -> str:
