@@ -1,7 +1,7 @@
 """Stage 5: what did all that come to? One page, tables and plots, from run folders.
 
     python report.py runs/cifar100
-    python report.py runs --save report --published docs/published.json --machine EPYC
+    python report.py runs --save report --machine EPYC
 
 Reads every run folder below the given ones (result.json, metrics.jsonl and benchmark.json; no
 weights), takes runs that differ only in their seed together, and writes report.html (one file,
@@ -10,7 +10,6 @@ damaged or unfinished is left out by name.
 """
 
 import argparse
-import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -28,17 +27,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="with run folders below")
     p.add_argument("--save", type=Path, metavar="DIR", help="(default: report in the first DIR)")
     p.add_argument("--title", default="What pruning did", help="of the page")
-    p.add_argument("--published", type=Path, metavar="FILE", help="figures of others to overlay")
     p.add_argument("--machine", metavar="NAME", help="whose times count (default: most timed on)")
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
-    published = read_published(args.published) if args.published else []
     study = load(args.folders, args.machine)
     folder = args.save or args.folders[0] / "report"
-    drawn = {network: plots.plots(study, network, published) for network in study.cells}
-    texts = {"report.html": page(study, args.title, drawn, published)}  # plots without a title
+    drawn = {network: plots.plots(study, network) for network in study.cells}
+    texts = {"report.html": page(study, args.title, drawn)}  # plots without a title
     images = []
     for network, figures in drawn.items():
         for name, figure in figures.items():
@@ -58,17 +55,7 @@ def summary(result: dict) -> str:
     return "\n".join([*lines, "{page}: {networks} networks, {runs} runs".format(**result)])
 
 
-def read_published(file: Path) -> list[dict]:
-    """Figures of others: a list of objects with dataset, network, method, speedup, top1, source."""
-    wanted = {"dataset", "network", "method", "speedup", "top1", "source"}
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
-        points = json.loads(file.read_text())
-        if all(wanted <= p.keys() and p["speedup"] > 0 and 0 <= p["top1"] <= 100 for p in points):
-            return points
-    raise ValueError(f"--published {file}: wants a list of objects with {', '.join(wanted)}")
-
-
-def page(study: Study, title: str, drawn: dict[str, dict], published: list[dict]) -> str:
+def page(study: Study, title: str, drawn: dict[str, dict]) -> str:
     """The page: one HTML file that needs nothing else."""
     cards = sections = ""
     for network, figures in drawn.items():
@@ -78,11 +65,8 @@ def page(study: Study, title: str, drawn: dict[str, dict], published: list[dict]
         first_plots = "".join(html.pop(name, "") for name in plots.FIRST)
         sections += f"<h2>{escape(network)}</h2><div>{first_plots}</div>" * bool(figures)
         sections += _details("More plots", f"<div>{''.join(html.values())}</div>" * bool(html))
-    others = [p for p in published if f"{p['dataset']} {p['network']}" in study.cells]
-    line = "{dataset} {network}, {method}: {top1} %, {speedup} times fewer MACs; {source}"
-    details = _details("Published by others", _list([line.format(**p) for p in others]))
     runs = "".join(_details(escape(run.folder), _list(_origin(run, study))) for run in study.runs)
-    details += _details("Lineage, settings and engines of each run", runs)
+    details = _details("Lineage, settings and engines of each run", runs)
     details += _details(f"Left out: {len(study.left_out)}", _list(study.left_out))
     parts = {"title": escape(title), "place": escape(tables.place(study)), "cards": cards}
     parts |= {"table": _table(study), "note": escape(tables.NOTE), "networks": sections + details}

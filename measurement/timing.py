@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity
 
 from utils.device import Machine
 
@@ -16,6 +15,7 @@ from .engines import eager
 from .runtimes import Call
 
 WARMUP, LEAST, MOST, PROFILED = 3, 7, 200, 3  # calls
+OPERATORS = 5  # that a profile shows
 
 
 class Timing(NamedTuple):
@@ -76,7 +76,7 @@ def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, fl
     return {name: np.median(np.diff(ts)[2 * WARMUP :: 2]).item() for name, ts in moments.items()}
 
 
-def profile(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
+def profile(call: Call, device: torch.device) -> dict[str, Any]:
     """What torch.profiler sees in one call: `cpu_ms` of operators, `cuda_ms` of kernels.
 
     `operators` are the most expensive ones: name and times. `cuda_ms` is None on the CPU.
@@ -100,4 +100,5 @@ def profile(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
             operators.append(row)
     operators.sort(key=lambda operator: operator["cuda_ms" if cuda else "cpu_ms"], reverse=True)
     cpu_ms = sum(operator["cpu_ms"] for operator in operators)
-    return {"cpu_ms": cpu_ms, "cuda_ms": sum(kernels) if cuda else None, "operators": operators[:TOP]}
+    cuda_ms = sum(kernels) if cuda else None
+    return {"cpu_ms": cpu_ms, "cuda_ms": cuda_ms, "operators": operators[:OPERATORS]}

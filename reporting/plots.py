@@ -31,16 +31,15 @@ INK = matplotlib.rcParams["text.color"]  # stands for the color of the text arou
 Line = tuple[Identity, str, Sequence[float], Sequence[float], Sequence[float] | None]
 
 
-def plots(study: Study, network: str, published: Sequence[dict]) -> dict[str, Figure]:
+def plots(study: Study, network: str) -> dict[str, Figure]:
     """Title -> figure, of all that have something to show for a network."""
     cells = study.cells[network]
     tuned = [cell for cell in cells if cell.runs[0]["stage"] == "finetuned"]
-    others = [p for p in published if f"{p['dataset']} {p['network']}" == network]
     macs = [(mac_reduction(study, cell), cell) for cell in cells]
     times = [(cell.mean("measured_speedup"), cell) for cell in cells]
     figures = {
         FIRST[0]: accuracy(times, "speedup, measured"),
-        FIRST[1]: accuracy(macs, "MAC reduction", others),
+        FIRST[1]: accuracy(macs, "MAC reduction"),
         "Training from scratch": curves([c for c in cells if c not in tuned], "top1", "top-1 %"),
     }
     for amount in dict.fromkeys(cell.identity.amount for cell in tuned):
@@ -51,10 +50,10 @@ def plots(study: Study, network: str, published: Sequence[dict]) -> dict[str, Fi
     return {title: figure for title, figure in figures.items() if figure}
 
 
-def accuracy(points: Sequence[tuple], label: str, published: Sequence = ()) -> Figure | None:
+def accuracy(points: Sequence[tuple], label: str) -> Figure | None:
     """Top-1, with the spread of the seeds, against what was gained: a line for each series.
 
-    None if all gains lie within NOISE of each other. Figures of others are gray crosses.
+    None if all gains lie within NOISE of each other.
     """
     known = [(gain, cell) for gain, cell in points if gain]
     gains = [gain for gain, _ in known]
@@ -68,10 +67,6 @@ def accuracy(points: Sequence[tuple], label: str, published: Sequence = ()) -> F
     figure = draw(label, "top-1 %", lines)
     (axes,) = figure.axes
     axes.xaxis.set_major_formatter("{x:g}x")
-    for point in published:
-        at = point["speedup"], point["top1"]
-        axes.plot(*at, "x", ms=5, color=GRAY)
-        axes.annotate(point["method"], at, (4, -2), textcoords="offset points", size=6, color=GRAY)
     return figure
 
 

@@ -75,7 +75,6 @@ def test_publishing_copies_figures_and_no_weights(tmp_path):
         if entry.name not in ("docs", "runs", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
     (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / "docs/published.json", tmp_path / "docs")
     (tmp_path / "docs/results").mkdir()
     shutil.copytree(ROOT / "docs/results/resnet20/seed0", tmp_path / "runs/cifar100/resnet20/seed0")
     (tmp_path / "runs/cifar100/resnet20/seed0/baseline/model.pt").write_bytes(b"weights")
