@@ -32,7 +32,7 @@ from pruning.config import Options, option
 from utils import checkpoint as checkpoints
 from utils import cli
 from utils.checkpoint import Checkpoint, CheckpointError
-from utils.config import fill
+from utils.config import RunConfig, fill
 from utils.device import describe, prepare
 from utils.log import say, table
 
@@ -92,23 +92,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> dict:
-    plan, config = fill(Plan, vars(args)), cli.run_config(args)
-    machine = prepare(config)
-    engines, largest = list(dict.fromkeys(plan.engines)), max(plan.batch_size)
-    for engine in engines:
-        require(*(FORMATS[FILES[engine]].needs if engine in FILES else ()))
-    subjects = load(args.checkpoints)
+    plan, machine = fill(Plan, vars(args)), prepare(fill(RunConfig, vars(args)))
+    for engine in FILES.keys() & plan.engines:
+        require(*FORMATS[FILES[engine]].needs)
+    subjects, largest = load(args.checkpoints), max(plan.batch_size)
     first, shape = subjects[0], subjects[0].shape(largest)
     costs = [costs_of(subject) for subject in subjects]
     show("whatever runs them", costs, SIZES)
     rows, kept = [], []
-    for engine in engines:
+    for engine in dict.fromkeys(plan.engines):
         measured = measure(subjects, engine, plan.batch_size, plan.seconds, machine)
-        own = [cost | times for cost, times in zip(costs, measured, strict=True)]
-        for subject, row in zip(subjects, own, strict=True):
-            compare(row, own[0])
+        in_engine = [cost | times for cost, times in zip(costs, measured, strict=True)]
+        for subject, row in zip(subjects, in_engine, strict=True):
+            compare(row, in_engine[0])
             why = reasons(subject.network, first.network, shape[-1], machine.device.type)
-            row |= {"memory_batch": largest, "remarks": remarks(row, own[0], why)}
+            row |= {"memory_batch": largest, "remarks": remarks(row, in_engine[0], why)}
             if not plan.no_memory:
                 file = subject.checkpoint.file
                 row["peak_memory_bytes"] = peak_memory(file, shape, machine, engine)
@@ -116,38 +114,39 @@ def main(args: argparse.Namespace) -> dict:
                 call = ENGINES[engine](subject.network, machine)(torch.randn(shape))
                 row |= profile(call, machine.device)
             kept.append(keep(subject, row, first, machine))
-        of = f"{engine}, {own[0]['precision']}"
-        show(f"{of}: one image", own, ONE)
-        show(f"{of}: batch with the best throughput; peak memory of the largest batch", own, BEST)
-        for row in own:
+        title = f"{engine}, {in_engine[0]['precision']}"
+        show(f"{title}: one image", in_engine, ONE)
+        best = "batch with the best throughput; peak memory of the largest batch"
+        show(f"{title}: {best}", in_engine, BEST)
+        for row in in_engine:
             for line in row["remarks"]:
                 say(textwrap.fill(f"{row['name']}, {line}", 100, subsequent_indent="    "))
             if "operators" in row:
                 operators = [*row["operators"], {**row, "name": "all operators"}]
-                show(f"{of}: {row['name']}, batch {largest}", operators, OPERATORS)
-        rows += own
-    found: dict[str, Any] = {"stage": "benchmark", "machine": describe(machine), "rows": rows}
-    found["kept"] = list(dict.fromkeys(str(file) for file in kept if file))
+                show(f"{title}: {row['name']}, batch {largest}", operators, OPERATORS)
+        rows += in_engine
+    result: dict[str, Any] = {"stage": "benchmark", "machine": describe(machine), "rows": rows}
+    result["kept"] = list(dict.fromkeys(str(file) for file in kept if file))
     if plan.layers:
-        found["layers"] = {s.name: layers_of(s, largest, machine) for s in subjects}
-        for name, layers in found["layers"].items():
+        result["layers"] = {s.name: layers_of(s, largest, machine) for s in subjects}
+        for name, layers in result["layers"].items():
             show(f"{name}, batch {largest}, layer by layer", layers, LAYERS)
-    return found
+    return result
 
 
 def load(paths: list[Path]) -> list[Subject]:
     """The networks that the paths on the command line stand for."""
-    found = {one.file.resolve(): one for path in paths for one in resolve(path)}
-    if not found:
+    by_file = {one.file.resolve(): one for path in paths for one in resolve(path)}
+    if not by_file:
         raise CheckpointError("none of these folders holds a checkpoint")
-    sizes = {checkpoint.image_size for checkpoint in found.values()}
+    sizes = {checkpoint.image_size for checkpoint in by_file.values()}
     if len(sizes) > 1:
         raise ValueError(f"the networks take images of different sizes: {sorted(sizes)}")
     # Names lose the folders that all of them share.
-    places = [file.parent if file.name == "model.pt" else file for file in found]
+    places = [file.parent if file.name == "model.pt" else file for file in by_file]
     shared = commonpath([place.parent for place in places])
     names = [place.relative_to(shared).as_posix() for place in places]
-    pairs = zip(names, found.values(), strict=True)
+    pairs = zip(names, by_file.values(), strict=True)
     return [Subject(name, checkpoint, checkpoint.network().eval()) for name, checkpoint in pairs]
 
 
@@ -155,9 +154,9 @@ def resolve(path: Path) -> list[Checkpoint]:
     """The checkpoints that a path on the command line stands for."""
     if not path.is_dir() or (path / "model.pt").is_file():
         return [checkpoints.load(path)]
-    found = [checkpoints.load(file) for file in sorted(path.glob("*/model.pt"))]
+    inside = [checkpoints.load(file) for file in sorted(path.glob("*/model.pt"))]
     for stages in (("finetuned", "scratch", "like"), ("pruned",)):
-        if chosen := [checkpoint for checkpoint in found if checkpoint.stage in stages]:
+        if chosen := [checkpoint for checkpoint in inside if checkpoint.stage in stages]:
             return chosen
     say(f"{path}: holds no checkpoint (yet); left out")
     return []
@@ -183,8 +182,8 @@ def summary(result: dict[str, Any]) -> str:
     lines = []
     for what, key in (("images/s", "measured_speedup"), ("latency", "latency_speedup")):
         best = max(result["rows"], key=lambda row: row[key])
-        told = f"best is {best['name']} in {best['engine']}, speedup {best[key]:.2f} over"
-        lines.append(f"{what:10}{told} {best['compared_with']}")
+        gain = f"speedup {best[key]:.2f} over {best['compared_with']}"
+        lines.append(f"{what:10}best is {best['name']} in {best['engine']}, {gain}")
     if kept := result["kept"]:
         lines.append(f"file      {kept[0]}" + f" and {len(kept) - 1} more" * (len(kept) > 1))
         lines.append(f"next      python report.py {Path(kept[0]).parents[1]}")

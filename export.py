@@ -77,17 +77,17 @@ def main(args: argparse.Namespace) -> dict:
     images = data.test.images[:IMAGES]
     inputs = normalize(images, data.mean, data.std).contiguous()
     with torch.inference_mode():
-        wanted = network(inputs)
+        expected = network(inputs)
     if args.raw_input:
         network, inputs = RawInput(network, data), images
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, target.name)
         format_.write(network, inputs[:2], file, notes)
-        difference = verify(args.format, file, inputs, wanted, notes)
+        difference = verify(args.format, file, inputs, expected, notes)
         written = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     # The file itself last, its weights first.
-    for name in sorted(written, key=lambda name: name == target.name):
-        write_atomically(target.with_name(name), lambda file, own=written[name]: file.write(own))
+    for name, content in sorted(written.items(), key=lambda item: item[0] == target.name):
+        write_atomically(target.with_name(name), lambda file, content=content: file.write(content))
     return {
         "stage": "export",
         "checkpoint": str(checkpoint.file),
@@ -103,7 +103,8 @@ def main(args: argparse.Namespace) -> dict:
 def check_target(target: Path, source: Path, format_: str, notes: dict | None) -> None:
     """Raise ValueError for a name that does not say its format, or that is the checkpoint's.
 
-    Also rather than replace what is not an export with these `notes`; with None anything goes.
+    Also rather than replace what is not the same export, with these `notes` as its metadata; with
+    None anything goes.
     """
     suffix = FORMATS[format_].suffix
     if target.suffix != suffix or target.is_dir():
@@ -114,8 +115,7 @@ def check_target(target: Path, source: Path, format_: str, notes: dict | None) -
     if notes is None or not (target.exists() or beside.exists()):
         return
     with contextlib.suppress(Exception):  # whatever a foreign file makes its reader raise
-        found = FORMATS[format_].metadata(target)
-        if all(found[key] == notes[key] for key in ("checkpoint", "input")):
+        if FORMATS[format_].metadata(target) == notes:
             return
     raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
 
@@ -125,23 +125,17 @@ def metadata(checkpoint: Checkpoint, data: Data, raw: bool) -> dict[str, Any]:
     size = data.image_size
     images = f"uint8 (n, {size}, {size}, 3), RGB"
     normalized = f"float32 (n, 3, {size}, {size}), RGB / 255, minus mean, divided by std"
-    return plain(
-        {
-            **data.description(),
-            "input": images if raw else normalized,
-            "checkpoint": checkpoint.sha256,
-            "metrics": checkpoint.metrics,
-            "history": checkpoint.history,
-        }
-    )
+    notes = {"input": images if raw else normalized, "checkpoint": checkpoint.sha256}
+    notes |= {"metrics": checkpoint.metrics, "history": checkpoint.history}
+    return plain({**data.description(), **notes})
 
 
-def verify(format_: str, file: Path, inputs: Tensor, wanted: Tensor, notes: dict) -> float:
+def verify(format_: str, file: Path, inputs: Tensor, expected: Tensor, notes: dict) -> float:
     """Largest difference of the file's logits, in a batch and alone; ExportError if too large."""
     bind = FORMATS[format_].load(file, REFERENCE)
-    differences = [(bind(inputs[:n])() - wanted[:n]).abs().max() for n in (len(inputs), 1)]
+    differences = [(bind(inputs[:n])() - expected[:n]).abs().max() for n in (len(inputs), 1)]
     difference = torch.stack(differences).max().item()  # NaN if any is, unlike Python's max
-    if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
+    if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise ExportError(f"{format_}: the logits differ by {difference:.1e}; no file was written")
     if FORMATS[format_].metadata(file) != notes:
         raise ExportError(f"{format_}: the metadata did not survive; no file was written")

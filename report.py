@@ -1,7 +1,7 @@
 """Stage 5: what did all that come to? One page, tables and plots, from run folders.
 
     python report.py runs/cifar100
-    python report.py runs --save report --published docs/published.json --machine EPYC
+    python report.py runs --save report --machine EPYC
 
 Reads every run folder below the given ones (result.json, metrics.jsonl and benchmark.json; no
 weights), takes runs that differ only in their seed together, and writes report.html (one file,
@@ -10,7 +10,6 @@ damaged or unfinished is left out by name.
 """
 
 import argparse
-import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -28,22 +27,20 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="with run folders below")
     p.add_argument("--save", type=Path, metavar="DIR", help="(default: report in the first DIR)")
     p.add_argument("--title", default="What pruning did", help="of the page")
-    p.add_argument("--published", type=Path, metavar="FILE", help="figures of others to overlay")
     p.add_argument("--machine", metavar="NAME", help="whose times count (default: most timed on)")
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
-    published = read_published(args.published) if args.published else []
     study = load(args.folders, args.machine)
     folder = args.save or args.folders[0] / "report"
-    drawn = {network: plots.plots(study, network, published) for network in study.cells}
-    texts = {"report.html": page(study, args.title, drawn, published)}  # plots without a title
+    drawn = {network: plots.plots(study, network) for network in study.cells}
+    texts = {"report.html": page(study, args.title, drawn)}  # plots without a title
     images = []
     for network, figures in drawn.items():
-        for title, figure in figures.items():
-            images.append(re.sub(r"[^\w.]+", "-", f"{network} {title}".lower()) + ".png")
-            plots.save(figure, f"{network}: {title}", folder / images[-1])
+        for name, figure in figures.items():
+            images.append(re.sub(r"[^\w.]+", "-", f"{network} {name}".lower()) + ".png")
+            plots.save(figure, f"{network}: {name}", folder / images[-1])
     texts["report.md"] = tables.to_markdown(study, args.title, images)
     texts["report.csv"] = tables.to_csv(study)
     for name, text in texts.items():  # paths may hold what is no text
@@ -54,46 +51,35 @@ def main(args: argparse.Namespace) -> dict:
 
 def summary(result: dict) -> str:
     """What a terminal shows of the result."""
-    told = "".join(f"left out: {line}\n" for line in result["left_out"])
-    return told + "{page}: {networks} networks, {runs} runs".format(**result)
+    lines = [f"left out: {line}" for line in result["left_out"]]
+    return "\n".join([*lines, "{page}: {networks} networks, {runs} runs".format(**result)])
 
 
-def read_published(file: Path) -> list[dict]:
-    """Figures of others: a list of objects with dataset, network, method, speedup, top1, source."""
-    wanted = {"dataset", "network", "method", "speedup", "top1", "source"}
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
-        points = json.loads(file.read_text())
-        if all(wanted <= p.keys() and p["speedup"] > 0 and 0 <= p["top1"] <= 100 for p in points):
-            return points
-    raise ValueError(f"--published {file}: wants a list of objects with {', '.join(wanted)}")
-
-
-def page(study: Study, title: str, drawn: dict[str, dict], published: list[dict]) -> str:
+def page(study: Study, title: str, drawn: dict[str, dict]) -> str:
     """The page: one HTML file that needs nothing else."""
     cards = sections = ""
     for network, figures in drawn.items():
         first, *more = tables.card(study, network)
         cards += f"<div>{escape(network)}<strong>{first}</strong>{', '.join(more)}</div>"
-        html = {True: "", False: ""}
-        for name, figure in figures.items():
-            svg = f"<figcaption>{escape(name)}</figcaption>{plots.to_svg(figure)}"
-            html[name in plots.FIRST] += f"<figure>{svg}</figure>"
-        sections += f"<h2>{escape(network)}</h2><div>{html[True]}</div>" * bool(figures)
-        sections += _details("More plots", f"<div>{html[False]}</div>" * bool(html[False]))
-    others = [p for p in published if f"{p['dataset']} {p['network']}" in study.cells]
-    told = "{dataset} {network}, {method}: {top1} %, {speedup} times fewer MACs; {source}"
-    details = _details("Published by others", _list([told.format(**p) for p in others]))
+        html = {name: _figure(name, plots.to_svg(figure)) for name, figure in figures.items()}
+        first_plots = "".join(html.pop(name, "") for name in plots.FIRST)
+        sections += f"<h2>{escape(network)}</h2><div>{first_plots}</div>" * bool(figures)
+        sections += _details("More plots", f"<div>{''.join(html.values())}</div>" * bool(html))
     runs = "".join(_details(escape(run.folder), _list(_origin(run, study))) for run in study.runs)
-    details += _details("Lineage, settings and engines of each run", runs)
+    details = _details("Lineage, settings and engines of each run", runs)
     details += _details(f"Left out: {len(study.left_out)}", _list(study.left_out))
     parts = {"title": escape(title), "place": escape(tables.place(study)), "cards": cards}
     parts |= {"table": _table(study), "note": escape(tables.NOTE), "networks": sections + details}
     template = Path(plots.__file__).with_name("page.html").read_text()
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # not in content
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)  # not in content
 
 
 def _details(title: str, content: str) -> str:
     return f"<details><summary>{title}</summary>{content}</details>" * bool(content)
+
+
+def _figure(title: str, svg: str) -> str:
+    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
 
 
 def _list(lines: list[str]) -> str:
@@ -104,8 +90,9 @@ def _origin(run: Run, study: Study) -> list[str]:
     """The stages that a network went through, and its times in all engines."""
     keys, chain = ("stage", "top1", "sha256", "arguments", "machine"), lineage(run, study.runs)
     lines = [json.dumps({key: stage.result.get(key) for key in keys}) for stage in chain]
-    told = "{engine} {precision}: {latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
-    return lines + ["; ".join([told.format(**row), *row["remarks"]]) for row in run.timings]
+    timing = "{engine} {precision}: {latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
+    rows = [row for (machine, _), row in run.timings.items() if machine == study.machine]
+    return lines + ["; ".join([timing.format(**row), *row["remarks"]]) for row in rows]
 
 
 def _table(study: Study) -> str:

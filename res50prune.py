@@ -75,11 +75,10 @@ def main(args: argparse.Namespace) -> dict:
         if step.method == "weight":
             raise ValueError("--sensitivity is measured on channels, not for --method weight")
         data = runs.data_for(network, config.data, parent)
-        file = sensitivity_file(parent, step, config.save or home)
-        found = sensitivities(parent, step, data, machine, file, config.force)
+        found = sensitivities(parent, step, data, machine, config.save or home, config.force)
         from reporting import plots  # matplotlib takes its time, and only this needs it
 
-        plots.sensitivity(found["drops"], file.with_suffix(".png"))
+        plots.sensitivity(found["drops"], Path(found["file"]).with_suffix(".png"))
         return {"stage": "sensitivity", "dataset": network.dataset, **found}
     folder = home / name_of([*parent.steps, step]) / "pruned"
     folder = runs.output_folder(config, folder, parent)
@@ -89,16 +88,14 @@ def main(args: argparse.Namespace) -> dict:
         if run.result:
             return run.result
         data = runs.data_for(network, config.data, parent)
-        return prune(parent, step, data, run, sensitivity_file(parent, step, home))
+        return prune(parent, step, data, run, home)
 
 
-def prune(
-    parent: Checkpoint, step: PruningConfig, data: Data, run: Run, sensitivity_file: Path
-) -> dict:
+def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: Path) -> dict:
     start, machine, size = time.perf_counter(), run.machine, data.image_size
     model, drops, clock = parent.network(), None, None
     if step.allocation == "sensitivity":
-        drops = sensitivities(parent, step, data, machine, sensitivity_file)["drops"]
+        drops = sensitivities(parent, step, data, machine, home)["drops"]
     if step.target_latency:  # the values of the weights do not matter to the clock
         batch = (step.batch_size, 3, size, size)
         clock = partial(relative_latency, build(parent.dense), batch, machine)
@@ -133,33 +130,28 @@ def prune(
     return run.hand_over("pruned", outcome, data, parent)
 
 
-def sensitivity_file(parent: Checkpoint, step: PruningConfig, folder: Path) -> Path:
-    """Where the sensitivities of a network are kept."""
-    name = f"{step.criterion}-{step.scope}-{parent.sha256[:8]}.json"
-    return folder / "sensitivity" / name
-
-
 def sensitivities(
     parent: Checkpoint,
     step: PruningConfig,
     data: Data,
     machine: Machine,
-    file: Path,
+    folder: Path,
     fresh: bool = False,
 ) -> dict[str, Any]:
     """Under "drops": group -> ratio -> points of accuracy lost on training images.
 
-    Measured once, then read from the file, if it is of the same network, criterion and images.
+    Measured once, then read from a file in `folder`, if that has the same network, criterion and
+    images.
     """
     made = {"parent": parent.sha256, "images": SENSITIVITY_IMAGES, "seed": step.seed}
     made |= {"criterion": step.criterion, "scope": step.scope, "mean": data.mean, "std": data.std}
     made["train_images"] = len(data.train.labels)
+    file = folder / f"sensitivity/{step.criterion}-{step.scope}-{parent.sha256[:8]}.json"
     groups, _ = select(channel_groups(parent.spec), [], step.scope)
-    ratios = [f"{ratio:g}" for ratio in sensitivity.RATIOS]
     with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
         found = json.loads(file.read_text())
-        drops = [found["drops"][group.name][ratio] for group in groups for ratio in ratios]
-        if made.items() <= found.items() and all(map(math.isfinite, drops)) and not fresh:
+        whole = all(sum(found["drops"][group.name].values()) < math.inf for group in groups)
+        if whole and made.items() <= found.items() and not fresh:
             say(f"sensitivities read from {file}")
             return {**found, "file": str(file)}  # the folder may have moved
     model = parent.network()

@@ -66,4 +66,4 @@ fi
 seed=$(dirname "$(dirname "$dense")")
 stage "measure" benchmark.py "$seed"/* ${machine[@]+"${machine[@]}"} ${BENCH:-}
 title "report"
-python "$here/report.py" "$(dirname "$seed")" --published "$here/docs/published.json"
+python "$here/report.py" "$(dirname "$seed")"

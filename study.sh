@@ -29,8 +29,7 @@ case $part in
         setup requirements.txt
         (cd runs/cifar100 && find . \( -name result.json -o -name metrics.jsonl -o -name benchmark.json \) \
             -exec cp --parents {} "$here/docs/results" \;)
-        exec python "$here/report.py" "$here/docs/results" --save report \
-            --published "$here/docs/published.json" ;;
+        exec python "$here/report.py" "$here/docs/results" --save report ;;
     *) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; [[ $part == -h || $part == --help ]] || exit 2; exit ;;
 esac
 export METHODS=${METHODS:-$methods} CONTROLS=${CONTROLS:-1}

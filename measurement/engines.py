@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from models import layer_costs, spec_of
 from utils.device import Machine, place
 
-from .runtimes import FORMATS, Bind
+from .runtimes import FORMATS, Bind, Call
 
 
 def eager(network: nn.Module, machine: Machine) -> Bind:
@@ -49,7 +49,7 @@ def compiled(network: nn.Module, machine: Machine) -> Bind:
     glue = "triton.cudagraphs" if machine.device.type == "cuda" else "cpp_wrapper"
     start = _in_torch(torch.compile(folded(network), dynamic=False), machine)
 
-    def bind(images: Tensor) -> Callable[[], Tensor]:
+    def bind(images: Tensor) -> Call:
         run = start(images)
         # Not as options of torch.compile: its front end would not see that weights are frozen.
         with torch._inductor.config.patch({"freezing": True, glue: True}):
@@ -74,7 +74,6 @@ def _from_file(format_: str, network: nn.Module, machine: Machine) -> Bind:
 def write_for(format_: str, network: nn.Module, size: int, folder: Path) -> Path:
     """The network as a file in `folder` for images of `size` pixels; returns the file."""
     file = folder / f"model{FORMATS[format_].suffix}"
-    network = copy.deepcopy(network).cpu().float()
     FORMATS[format_].write(network, torch.zeros(2, 3, size, size), file, {})
     return file
 
@@ -87,11 +86,6 @@ ENGINES: dict[str, Callable[[nn.Module, Machine], Bind]] = {
     "compile": compiled,
     **{engine: partial(_from_file, format_) for engine, format_ in FILES.items()},
 }
-
-
-def precision_of(engine: str, machine: Machine) -> str:
-    """The type that an engine computes in."""
-    return "bf16" if machine.dtype == torch.bfloat16 and engine != "onnxruntime" else "fp32"
 
 
 def folded(network: nn.Module) -> nn.Module:

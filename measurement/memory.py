@@ -1,6 +1,7 @@
 """Memory of inference."""
 
 import multiprocessing
+import os
 import re
 import signal
 import tempfile
@@ -16,6 +17,8 @@ from utils.device import Machine
 from .engines import ENGINES, FILES, IN_TORCH, write_for
 from .runtimes import FORMATS
 
+RESET_PEAK = Path("/proc/self/clear_refs")  # takes a 5; proc(5)
+
 
 def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int | None:
     """Bytes that the network of a checkpoint needs at its peak for one batch of `shape`.
@@ -27,22 +30,17 @@ def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: st
     """
     if machine.device.type == "cuda":
         return _allocated(path, shape, machine, engine) if engine in IN_TORCH else None
-    if engine == "compile":
+    if engine == "compile" or not os.access(RESET_PEAK, os.W_OK):
         return None
     # A fresh process, since this one's allocator keeps what earlier networks gave back.
-    context = multiprocessing.get_context("spawn")
-    # The parent alone answers an interrupt.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore) as pool,
-    ):
+    fresh = multiprocessing.get_context("spawn")
+    threads = torch.set_num_threads, (torch.get_num_threads(),)  # called there first
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, fresh, *threads) as pool:
         # Here, since what writes a file needs more memory than what runs it.
         if engine in FILES:
             network = checkpoints.load(path).network()
             path = write_for(FILES[engine], network, shape[-1], Path(folder))
-        own = path, shape, machine, engine, torch.get_num_threads()
-        return pool.submit(_resident_growth, *own).result()
+        return pool.submit(_resident_growth, path, shape, machine, engine).result()
 
 
 def _allocated(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
@@ -50,29 +48,24 @@ def _allocated(path: Path, shape: tuple[int, ...], machine: Machine, engine: str
     run = ENGINES[engine](checkpoints.load(path).network(), machine)(torch.randn(shape))
     torch.cuda.reset_peak_memory_stats()
     run()
-    torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
-def _resident_growth(
-    path: Path, shape: tuple[int, ...], machine: Machine, engine: str, threads: int
-) -> int | None:
-    torch.set_num_threads(threads)
+def _resident_growth(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers an interrupt
     tiny, x = build(new_spec(20, 10, width=1, shortcut="B")), torch.randn(shape)
     ENGINES[engine](tiny, machine)(x[:1])()  # what the first one sets up is no network's
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here; proc(5)
-        before = _resident("VmRSS")
-        if engine in FILES:
-            bind = FORMATS[FILES[engine]].load(path, machine)
-        else:
-            bind = ENGINES[engine](checkpoints.load(path).network(), machine)
-        bind(x)()
-        return _resident("VmHWM") - before
-    except OSError:
-        return None
+    RESET_PEAK.write_text("5")
+    before = _peak()
+    if engine in FILES:
+        bind = FORMATS[FILES[engine]].load(path, machine)
+    else:
+        bind = ENGINES[engine](checkpoints.load(path).network(), machine)
+    bind(x)()
+    return _peak() - before
 
 
-def _resident(field: str) -> int:
+def _peak() -> int:
+    """The largest resident set since RESET_PEAK was written."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s*(\d+)", status)[1]) * 1024
+    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024

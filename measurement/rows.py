@@ -11,14 +11,15 @@ from thop import profile as thop
 from torch import nn
 
 from models import channel_groups, costs, layer_costs, spec_of
+from pruning.allocation import hardware_multiple
 from utils.checkpoint import Checkpoint
 from utils.device import Machine, describe
-from utils.files import locked, plain, write_text
+from utils.files import locked, write_json
 from utils.log import say
 
-from .engines import ENGINES, eager, precision_of
+from .engines import ENGINES, eager
 from .runtimes import REFERENCE
-from .timing import Timing, hardware_multiple, interleaved, layer_times
+from .timing import Timing, interleaved, layer_times
 
 BUSY = 1.5  # p90 / p10 of a machine that had other things to do, too
 
@@ -65,7 +66,8 @@ def measure(
     images, as a share of the largest.
     """
     bound = [ENGINES[engine](subject.network, machine) for subject in subjects]
-    start = {"engine": engine, "precision": precision_of(engine, machine)}
+    bf16 = machine.dtype == torch.bfloat16 and engine != "onnxruntime"  # see _load_onnx
+    start = {"engine": engine, "precision": "bf16" if bf16 else "fp32"}
     rows = [{**start, "logit_difference_share": 0.0, "images_per_second": 0.0} for _ in subjects]
     for batch in dict.fromkeys((1, *batches)):
         say(f"{engine}: {len(subjects)} networks, batch {batch}")
@@ -73,10 +75,10 @@ def measure(
         calls = [bind(x) for bind in bound]
         timings = interleaved(calls, machine.device, seconds)
         for row, subject, call, timing in zip(rows, subjects, calls, timings, strict=True):
-            wanted = eager(subject.network, REFERENCE)(x)()
-            error = ((call().float().cpu() - wanted).abs().max() / wanted.abs().max()).item()
-            worst = np.maximum(row["logit_difference_share"], error)  # max() may lose a NaN
-            row["logit_difference_share"] = worst.item()
+            exact = eager(subject.network, REFERENCE)(x)()
+            error = ((call().float().cpu() - exact).abs().max() / exact.abs().max()).item()
+            # Not max(), which may lose a NaN.
+            row["logit_difference_share"] = np.maximum(row["logit_difference_share"], error).item()
             if batch == 1:
                 row |= _milliseconds("latency_ms", timing)
             if (rate := batch / timing.median) > row["images_per_second"]:
@@ -104,16 +106,16 @@ def remarks(row: dict[str, Any], first: dict[str, Any], why: list[str]) -> list[
 
     A machine that was busy explains nothing; then only that is said.
     """
-    lines, promised = {}, row["theoretical_speedup"]
+    lines, promised = [], row["theoretical_speedup"]
     one, best = ("latency_ms", "latency_speedup"), ("batch_ms", "measured_speedup")
     for batch, (time, speedup) in {1: one, row["batch_size"]: best}.items():
+        if promised < 1.05 or keeps_up(row[speedup], promised):
+            continue
         spread = max(each[f"{time}_p90"] / each[f"{time}_p10"] for each in (row, first))
-        told = [f"speedup {row[speedup]:.2f} for a MAC reduction of {promised:.2f}", *why]
-        if spread > BUSY:
-            told = [f"the machine was busy: p90 is {spread:.1f} times p10"]
-        if promised >= 1.05 and not keeps_up(row[speedup], promised):
-            lines[batch] = f"batch {batch}: {'; '.join(told)}"
-    return list(lines.values())
+        short = [f"speedup {row[speedup]:.2f} for a MAC reduction of {promised:.2f}", *why]
+        busy = [f"the machine was busy: p90 is {spread:.1f} times p10"]
+        lines.append(f"batch {batch}: {'; '.join(busy if spread > BUSY else short)}")
+    return lines
 
 
 def keeps_up(measured: float, promised: float) -> bool:
@@ -126,17 +128,17 @@ def reasons(network: nn.Module, dense: nn.Module, image_size: int, device: str) 
 
     Nothing is guessed or timed; these are counts. `device` is "cpu" or "cuda".
     """
-    own, before, found = costs(network, image_size), costs(dense, image_size), []
-    if (zeros := 1 - own["nonzero_params"] / own["params"]) > 0.01:
-        found.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
+    after, before, lines = costs(network, image_size), costs(dense, image_size), []
+    if (zeros := 1 - after["nonzero_params"] / after["params"]) > 0.01:
+        lines.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
     multiple = hardware_multiple(device, channel_groups(spec_of(dense)))
     widths = [w for name, w in spec_of(network)["widths"].items() if ".se.fc1" not in name]
     if odd := sum(width % multiple > 0 for width in widths):
-        found.append(f"{odd} of its {len(widths)} widths are no multiple of {multiple}")
+        lines.append(f"{odd} of its {len(widths)} widths are no multiple of {multiple}")
     kept = _activations(dense, image_size) / _activations(network, image_size)
-    if not keeps_up(kept, before["macs"] / own["macs"]):
-        found.append(f"the activations that its layers write shrank only {kept:.2f}x")
-    return found
+    if not keeps_up(kept, before["macs"] / after["macs"]):
+        lines.append(f"the activations that its layers write shrank only {kept:.2f}x")
+    return lines
 
 
 def _activations(network: nn.Module, image_size: int) -> int:
@@ -161,17 +163,15 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
     checkpoint that has been replaced since are dropped. Returns the file; a checkpoint outside a
     run folder gets none.
     """
-    checkpoint = subject.checkpoint
-    result, file = (checkpoint.file.with_name(n) for n in ("result.json", "benchmark.json"))
-    if checkpoint.file.name != "model.pt" or not result.is_file():
+    checkpoint, file = subject.checkpoint, subject.checkpoint.file.with_name("benchmark.json")
+    if checkpoint.file.name != "model.pt" or not file.with_name("result.json").is_file():
         return None
     new = {**row, "sha256": checkpoint.sha256, "reference": first.checkpoint.sha256}
     new["machine"] = describe(machine)
     del new["checkpoint"]  # the folder may move
     try:
         with locked(file.parent):
-            rows = [*_others(file, new), new]  # the latest is the last
-            write_text(file, json.dumps(plain(rows)) + "\n")
+            write_json(file, [*_others(file, new), new])  # the latest is the last
         return file
     except OSError as error:
         say(f"{file}: not written ({error.strerror}); report.py will not know this measurement")

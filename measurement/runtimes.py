@@ -4,15 +4,13 @@ For each format: how a file is written, how its metadata is read, and how it is 
 runs it. The engines of benchmark.py and the check of export.py both go through here.
 """
 
-import importlib
+import importlib.util
+import io
 import json
-import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +19,8 @@ from torch import Tensor, nn
 from utils.device import Machine
 
 Metadata = dict[str, Any]
-Bind = Callable[[Tensor], Callable[[], Tensor]]
+Call = Callable[[], Tensor]  # runs a batch and gives its logits
+Bind = Callable[[Tensor], Call]
 ANY_BATCH = ({0: torch.export.Dim("batch")},)
 REFERENCE = Machine(torch.device("cpu"), torch.float32)  # whose logits count as exact
 
@@ -30,13 +29,12 @@ class MissingPackage(Exception):
     """An optional package that is not installed."""
 
 
-def require(*names: str) -> list[ModuleType]:
-    """Import optional packages, or raise MissingPackage, which says how to get them."""
-    try:
-        return [importlib.import_module(name) for name in names]
-    except ImportError as error:
-        told = f"{error.name} is not installed; pip install -r requirements-deploy.txt"
-        raise MissingPackage(told) from None
+def require(*packages: str) -> None:
+    """Raise MissingPackage, which says how to get it, if one of the packages is not installed."""
+    for package in packages:
+        if not importlib.util.find_spec(package):
+            advice = "pip install -r requirements-deploy.txt"
+            raise MissingPackage(f"{package} is not installed; {advice}")
 
 
 class Format(NamedTuple):
@@ -55,20 +53,21 @@ class Format(NamedTuple):
     load: Callable[[Path, Machine], Bind]
 
 
+def _to_onnx(network: nn.Module, example: Tensor) -> torch.onnx.ONNXProgram:
+    options = {"dynamo": True, "verbose": False, "dynamic_shapes": ANY_BATCH}
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    return torch.onnx.export(network.eval(), (example,), **options, **names)
+
+
 def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
-    onnx, _ = require("onnx", "onnxscript")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecations inside the exporter
-        how = {"dynamo": True, "verbose": False, "dynamic_shapes": ANY_BATCH}
-        names = {"input_names": ["images"], "output_names": ["logits"]}
-        program = torch.onnx.export(network.eval(), (example,), **how, **names)
-    model = program.model_proto
-    onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
-    onnx.save(model, file)
+    program = _to_onnx(network, example)
+    program.model.metadata_props.update({k: json.dumps(v) for k, v in metadata.items()})
+    program.save(file)
 
 
 def _onnx_metadata(file: Path) -> Metadata:
-    (onnx,) = require("onnx")
+    import onnx
+
     properties = onnx.load(file, load_external_data=False).metadata_props
     return {item.key: json.loads(item.value) for item in properties}
 
@@ -78,13 +77,14 @@ def _load_onnx(file: Path, machine: Machine) -> Bind:
 
     On CUDA a run includes the way of the images to the device and of the logits back.
     """
-    (ort,) = require("onnxruntime")
+    import onnxruntime as ort
+
     provider = "CUDAExecutionProvider" if machine.device.type == "cuda" else "CPUExecutionProvider"
     if provider not in ort.get_available_providers():
         raise ValueError(f"--engines onnxruntime: the installed package has no {provider}")
     content = file.read_bytes()
 
-    def bind(images: Tensor) -> Callable[[], Tensor]:
+    def bind(images: Tensor) -> Call:
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_free_dimension_override_by_name("batch", len(images))
@@ -109,41 +109,40 @@ def _torch_metadata(file: Path) -> Metadata:
 
 def _load_torch(file: Path, machine: Machine) -> Bind:
     """In PyTorch, in float32."""
-    program = torch.export.load(file).module().to(machine.device)
-    run = torch.inference_mode()(program)
-    return lambda images: partial(run, images.to(machine.device))
+    run = torch.inference_mode()(torch.export.load(file).module())
+    return lambda images: partial(run, images)
 
 
 def _write_openvino(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
-    (ov,) = require("openvino")
-    with tempfile.TemporaryDirectory() as folder:
-        _write_onnx(network, example, Path(folder, "model.onnx"), {})
-        model = ov.convert_model(Path(folder, "model.onnx"))
+    import openvino as ov
+
+    onnx = _to_onnx(network, example).model_proto.SerializeToString()
+    model = ov.convert_model(io.BytesIO(onnx))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), ["pruning", key])
     ov.save_model(model, file, compress_to_fp16=False)  # and its weights beside it, as .bin
 
 
 def _openvino_metadata(file: Path) -> Metadata:
-    (ov,) = require("openvino")
+    import openvino as ov
+
     notes = ov.Core().read_model(file).get_rt_info("pruning")
     return {key: json.loads(value) for key, value in notes.value.items()}
 
 
 def _load_openvino(file: Path, machine: Machine) -> Bind:
     """In OpenVINO, on the CPU, in the type of the machine."""
+    import openvino as ov
+
     if machine.device.type != "cpu":
         raise ValueError("--engines openvino: here it runs on the CPU only; use --device cpu")
-    (ov,) = require("openvino")
     core = ov.Core()
     model = core.read_model(file)
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "bf16" if machine.dtype == torch.bfloat16 else "f32",
-    }
+    precision = "bf16" if machine.dtype == torch.bfloat16 else "f32"
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    hints["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
 
-    def bind(images: Tensor) -> Callable[[], Tensor]:
+    def bind(images: Tensor) -> Call:
         model.reshape(list(images.shape))
         program = core.compile_model(model, "CPU", hints)
         feed = [images.cpu().contiguous().numpy()]

@@ -31,30 +31,29 @@ INK = matplotlib.rcParams["text.color"]  # stands for the color of the text arou
 Line = tuple[Identity, str, Sequence[float], Sequence[float], Sequence[float] | None]
 
 
-def plots(study: Study, network: str, published: Sequence[dict]) -> dict[str, Figure]:
+def plots(study: Study, network: str) -> dict[str, Figure]:
     """Title -> figure, of all that have something to show for a network."""
     cells = study.cells[network]
     tuned = [cell for cell in cells if cell.runs[0]["stage"] == "finetuned"]
-    others = [p for p in published if f"{p['dataset']} {p['network']}" == network]
     macs = [(mac_reduction(study, cell), cell) for cell in cells]
     times = [(cell.mean("measured_speedup"), cell) for cell in cells]
     figures = {
         FIRST[0]: accuracy(times, "speedup, measured"),
-        FIRST[1]: accuracy(macs, "MAC reduction", others),
+        FIRST[1]: accuracy(macs, "MAC reduction"),
         "Training from scratch": curves([c for c in cells if c not in tuned], "top1", "top-1 %"),
     }
     for amount in dict.fromkeys(cell.identity.amount for cell in tuned):
-        own = [cell for cell in tuned if cell.identity.amount == amount]
-        figures[f"Fine-tuning, {amount or 'nothing'} pruned"] = curves(own, "top1", "top-1 %")
+        alike = [cell for cell in tuned if cell.identity.amount == amount]
+        figures[f"Fine-tuning, {amount or 'nothing'} pruned"] = curves(alike, "top1", "top-1 %")
     figures["Soft pruning"] = curves(cells, "flipped", "filters that changed sides")
     figures["Widths"] = widths(cells)
     return {title: figure for title, figure in figures.items() if figure}
 
 
-def accuracy(points: Sequence[tuple], label: str, published: Sequence = ()) -> Figure | None:
+def accuracy(points: Sequence[tuple], label: str) -> Figure | None:
     """Top-1, with the spread of the seeds, against what was gained: a line for each series.
 
-    None if all gains lie within NOISE of each other. Figures of others are gray crosses.
+    None if all gains lie within NOISE of each other.
     """
     known = [(gain, cell) for gain, cell in points if gain]
     gains = [gain for gain, _ in known]
@@ -68,39 +67,33 @@ def accuracy(points: Sequence[tuple], label: str, published: Sequence = ()) -> F
     figure = draw(label, "top-1 %", lines)
     (axes,) = figure.axes
     axes.xaxis.set_major_formatter("{x:g}x")
-    for point in published:
-        at = point["speedup"], point["top1"]
-        axes.plot(*at, "x", ms=5, color=GRAY)
-        axes.annotate(point["method"], at, (4, -2), textcoords="offset points", size=6, color=GRAY)
     return figure
 
 
 def curves(cells: Sequence[Cell], key: str, label: str) -> Figure | None:
     """A figure of the log by epoch, of the first seed of each cell."""
     lines, amounts = [], {cell.identity.amount for cell in cells}
-    for own, run in ((cell.identity, cell.runs[0]) for cell in cells):
-        rows = [row for row in run.curve if key in row]
-        name = f"{own.series} {own.amount}" if len(amounts) > 1 else own.series
-        x, y = [row["epoch"] for row in rows], [row[key] for row in rows]
-        lines += [(own, name, x, y, None)] * bool(rows)
+    for cell in cells:
+        name = cell.identity.series + f" {cell.identity.amount}" * (len(amounts) > 1)
+        if points := [(row["epoch"], row[key]) for row in cell.runs[0].curve if key in row]:
+            lines.append((cell.identity, name, *zip(*points, strict=True), None))
     return draw("epoch", label, lines) if lines else None
 
 
 def widths(cells: Sequence[Cell]) -> Figure | None:
     """Channels of the layers that differ, of the first seed; cells left alike share a line."""
-    alike: dict[tuple[int, ...], list[Identity]] = {}
+    lines, alike = [], defaultdict(list)
     most = max(cell.mean("params") for cell in cells)
     cut = [c for c in cells if c.identity.series == DENSE or c.mean("params") < most / NOISE]
-    left = [(c.identity, c.runs[0]["widths"]) for c in cut if not c.identity.control]
+    left = {c.identity: c.runs[0]["widths"] for c in cut if not c.identity.control}
     layers = [name for name in cells[0].runs[0]["widths"] if ".se." not in name]
-    names = [name for name in layers if len({own.get(name) for _, own in left}) > 1]
-    for own, found in left:
-        alike.setdefault(tuple(found.get(name, 0) for name in names), []).append(own)
-    lines = []
-    for y, own in alike.items():
-        name = f"{', '.join(dict.fromkeys(i.series for i in own))} {own[0].amount}"
-        lines.append((own[0], name, range(1, len(y) + 1), y, None))
-    return draw("layer that was cut, from input to output", "channels", lines) if names else None
+    layers = [name for name in layers if len({kept.get(name) for kept in left.values()}) > 1]
+    for identity, kept in left.items():
+        alike[tuple(kept.get(name, 0) for name in layers)].append(identity)
+    for y, (first, *others) in alike.items():
+        series = dict.fromkeys(identity.series for identity in (first, *others))
+        lines.append((first, f"{', '.join(series)} {first.amount}", range(1, len(y) + 1), y, None))
+    return draw("layer that was cut, from input to output", "channels", lines) if layers else None
 
 
 def draw(x: str, y: str, lines: Sequence[Line]) -> Figure:
@@ -111,12 +104,12 @@ def draw(x: str, y: str, lines: Sequence[Line]) -> Figure:
     figure = Figure()
     axes = figure.subplots()
     looks = defaultdict(lambda: zip(cycle(MARKERS), cycle(DASHES)))
-    for own, label, xs, ys, spread in lines:
-        color = COLORS.get(own.control or own.method, "#17a2b8")
+    for identity, label, xs, ys, spread in lines:
+        color = COLORS.get(identity.control or identity.method, "#17a2b8")
         marker, dash = next(looks[color])
-        style = {"marker": "*", "ms": 9} if own.series == DENSE else {"marker": marker}
-        style |= {"mfc": "none", "ms": 7} if own.control else {}
-        style |= {"ls": "" if own.control and spread else dash, "color": color}
+        style = {"marker": "*", "ms": 9} if identity.series == DENSE else {"marker": marker}
+        style |= {"mfc": "none", "ms": 7} if identity.control else {}
+        style |= {"ls": "" if identity.control and spread else dash, "color": color}
         style |= {"label": label.strip(), "markevery": max(1, len(xs) // 6)}
         axes.errorbar(xs, ys, spread if any(spread or ()) else None, **style)
     axes.set(xlabel=x, ylabel=y)
@@ -135,9 +128,8 @@ def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
     axes = figure.subplots()
     axes.grid(False)
     image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0)
-    axes.set_xticks(range(len(ratios)), ratios)
-    axes.set_yticks(range(len(drops)), list(drops))
-    axes.set_xlabel("channels of the group cut")
+    axes.set(xticks=range(len(ratios)), xticklabels=ratios, xlabel="channels of the group cut")
+    axes.set(yticks=range(len(drops)), yticklabels=drops)
     figure.colorbar(image, label="points lost")
     for (row, column), value in np.ndenumerate(values):
         shade = "white" if value > 0.45 * values.max() else "black"
@@ -148,8 +140,7 @@ def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
 def save(figure: Figure, title: str, path: Path) -> None:
     """As a PNG file, for a white page."""
     figure.suptitle(title, fontsize=10)
-    how = {"format": "png", "dpi": 150, "facecolor": "white"}
-    write_atomically(path, lambda file: figure.savefig(file, **how))
+    write_atomically(path, lambda f: figure.savefig(f, format="png", dpi=150, facecolor="white"))
 
 
 def to_svg(figure: Figure) -> str:

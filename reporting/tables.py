@@ -86,8 +86,8 @@ def texts(study: Study, cells: Sequence[Cell]) -> list[list[str]]:
 
 def _text(column: Column, value: Any) -> str:
     mean, half = value if column.spread else (value, None)
-    told = "" if mean is None else f"{mean:{column.form}}"
-    return told if half is None else f"{told} ± {half:.2f}"
+    text = "" if mean is None else f"{mean:{column.form}}"
+    return text if half is None else f"{text} ± {half:.2f}"
 
 
 def used(table: Sequence[Sequence[str]]) -> list[int]:
@@ -111,9 +111,7 @@ def to_markdown(study: Study, title: str, images: Sequence[str]) -> str:
     """The whole report; `images` are files beside it."""
     parts = [f"# {escaped(title)}", escaped(place(study)), NOTE]
     for network, cells in study.cells.items():
-        table = texts(study, cells)
-        parts += [f"## {escaped(network)}", markdown(NAMES[:MAIN], [row[:MAIN] for row in table])]
-        parts += ["All columns:", markdown(NAMES, table)]
+        parts += [f"## {escaped(network)}", markdown(NAMES, texts(study, cells))]
     parts += [f"![{name}]({name})" for name in images]
     parts += ["## Left out"] * bool(study.left_out)
     return "\n\n".join(parts + [f"- {escaped(line)}" for line in study.left_out]) + "\n"
@@ -121,31 +119,28 @@ def to_markdown(study: Study, title: str, images: Sequence[str]) -> str:
 
 def place(study: Study) -> str:
     """Where the times are from."""
-    told = f"times: {study.engine} on {study.machine}" if study.engine else "nothing timed"
-    return f"{len(study.runs)} runs; {told}"
+    times = f"times: {study.engine} on {study.machine}" if study.engine else "nothing timed"
+    return f"{len(study.runs)} runs; {times}"
 
 
 def card(study: Study, network: str) -> list[str]:
     """Figures of the dense network: "66.15 ± 0.37 % top-1", "0.276 M params"."""
     if not (dense := study.dense(network)):
         return ["no dense network"]
-    found = zip(NAMES, texts(study, [dense])[0], strict=True)
-    return [" ".join([v, *reversed(name.split())]) for name, v in found if v and name in CARD]
+    row = zip(NAMES, texts(study, [dense])[0], strict=True)
+    return [
+        " ".join([text, *reversed(name.split())]) for name, text in row if text and name in CARD
+    ]
 
 
 def to_csv(study: Study) -> str:
     """The table with all digits and columns; spreads have columns of their own."""
-    file, cells = io.StringIO(), [cell for own in study.cells.values() for cell in own]
-    table = [["network"], *([_no_formula(cell.identity.network)] for cell in cells)]
+    file, cells = io.StringIO(), [cell for group in study.cells.values() for cell in group]
+    table = [["network"], *([cell.identity.network] for cell in cells)]
     for column in COLUMNS:
         table[0] += [column.name, f"{column.name} {column.spread}"][: 1 + bool(column.spread)]
         for line, cell in zip(table[1:], cells, strict=True):
             value = column.of(study, cell)
-            line += value if column.spread else [_no_formula(value)]
+            line += value if column.spread else [value]
     csv.writer(file, lineterminator="\n").writerows(table)
     return file.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value

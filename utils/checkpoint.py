@@ -16,10 +16,8 @@ from . import files, format1
 from .config import NetworkConfig
 
 FORMAT = 2
-KINDS = {
-    **{"format": int, "stage": str, "spec": dict, "state_dict": dict, "data": dict},
-    **{"pruning": (dict, type(None)), "metrics": dict, "history": list},
-}
+KINDS = {"format": int, "stage": str, "spec": dict, "state_dict": dict, "data": dict}
+KINDS |= {"pruning": (dict, type(None)), "metrics": dict, "history": list}
 DATA = {"dataset", "classes", "mean", "std", "image_size"}
 
 
@@ -106,11 +104,9 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write it atomically; refuses what would not load with `weights_only=True`."""
-        content = {**vars(self), "format": FORMAT, "control": self.control}
+        content = {key: value for key, value in vars(self).items() if key in KINDS}
         content["pruning"] = self.pruning.as_dict() if self.pruning else None
-        for own in ("file", "sha256"):
-            content.pop(own, None)
-        save_plain(path, content)
+        save_plain(path, {**content, "format": FORMAT, "control": self.control})
 
 
 def find(path: str | Path) -> Path:

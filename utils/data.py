@@ -131,9 +131,7 @@ def _decode(name: str, listing: dict, image_size: int) -> Data:
         try:
             with Image.open(sample[0]) as image:
                 image = image.convert("RGB")
-                if image.size != (image_size, image_size):
-                    image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-                return np.asarray(image)
+                return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
         except Exception as error:  # Pillow raises many kinds
             raise DataError(f"{sample[0]}: not a readable image ({error})") from None
 
@@ -298,35 +296,31 @@ def epoch_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled, augmented, normalized batches; a partial last batch is left out.
 
-    `split` holds the training images, on the device, and padded with `pad_for_crops` if `augment`
-    crops. All random choices are drawn at once from `epoch_seed`, so the batches depend neither
-    on earlier epochs nor on how many processes share them; `part` is the share of each batch
-    that this process takes.
+    `split` holds the training images, on the device, and padded with `pad_for_crops`. All random
+    choices are drawn at once from `epoch_seed`, so the batches depend neither on earlier epochs
+    nor on how many processes share them; `part` is the share of each batch that this process takes.
     """
     images, labels = split
     generator = torch.Generator().manual_seed(epoch_seed)
     count, size = len(labels), data.image_size
     order = torch.randperm(count, generator=generator)
     corners = torch.randint(2 * CROP_PADDING + 1, (2, count), generator=generator)
+    if augment == "none":
+        corners.fill_(CROP_PADDING)  # the image itself
     flips = torch.rand(count, generator=generator) < 0.5
     order, corners, flips = (x.to(images.device) for x in (order, corners, flips))
     windows = images.unfold(1, size, 1).unfold(2, size, 1)  # (n, rows, columns, 3, h, w), a view
     for start in range(0, count - batch_size + 1, batch_size):
         chosen = slice(start, start + batch_size)
         index = order[chosen][part]
-        if augment == "none":
-            batch = images[index]
-        else:
-            top, left = (c[chosen][part] for c in corners)
-            batch = windows[index, top, left].permute(0, 2, 3, 1)
+        top, left = (c[chosen][part] for c in corners)
+        batch = windows[index, top, left].permute(0, 2, 3, 1)
         if augment == "crop-flip":
             flip = flips[chosen][part].view(-1, 1, 1, 1)
             batch = torch.where(flip, batch.flip(2), batch)
         yield normalize(batch.contiguous(), data.mean, data.std), labels[index]
 
 
-def pad_for_crops(images: Tensor, augment: str) -> Tensor:
-    """The images with the black border that random crops reach into, if `augment` crops."""
-    if augment == "none":
-        return images
+def pad_for_crops(images: Tensor) -> Tensor:
+    """The images with the black border that random crops reach into."""
     return F.pad(images, (0, 0, *(CROP_PADDING,) * 4))

@@ -96,15 +96,11 @@ def world_size() -> int:
 def describe(machine: Machine) -> dict[str, Any]:
     """What a reader of a measurement must know, as plain types."""
     cuda = machine.device.type == "cuda"
-    return {
-        "device": machine.device.type,
-        "name": torch.cuda.get_device_name(machine.device) if cuda else cpu_name(),
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-        "precision": "bf16" if machine.dtype == torch.bfloat16 else "fp32",
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
+    name = torch.cuda.get_device_name(machine.device) if cuda else cpu_name()
+    hardware = {"device": machine.device.type, "name": name, "threads": torch.get_num_threads()}
+    precision = "bf16" if machine.dtype == torch.bfloat16 else "fp32"
+    versions = {"torch": str(torch.__version__), "python": platform.python_version()}
+    return {**hardware, "processes": world_size(), "precision": precision, **versions}
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -17,12 +17,10 @@ def say(message: str) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A plain table: words to the left, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    columns = list(zip(*cells, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    right = [all(c[:1] in "0123456789-" for c in column[1:]) for column in columns]
-    lines = []
-    for row in cells:
-        aligned = zip(row, widths, right, strict=True)
-        lines.append("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in aligned).rstrip())
-    return "\n".join(lines)
+    columns = []
+    for column in zip(head, *rows, strict=True):
+        cells = [str(cell) for cell in column]
+        numbers = all(cell[:1] in "0123456789-" for cell in cells[1:])
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))

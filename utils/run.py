@@ -301,22 +301,12 @@ class Run(contextlib.AbstractContextManager):
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
         described = data.description(), record, metrics, history
         checkpoint, file = Checkpoint(stage, spec_of(model), state, *described), self.model
-        result = {
-            "stage": stage,
-            "checkpoint": str(file),
-            "dataset": data.name,
-            "arch": checkpoint.spec["arch"],
-            "depth": checkpoint.spec["depth"],
-            "method": record.steps[-1].method if record else None,
-            "ratio": record.ratio if record else 0.0,
-            "seed": seed,
-            **_summary(checkpoint),
-            **metrics,
-            "widths": spec_of(network)["widths"],
-            "machine": machine,
-            "commit": made_with["commit"],
-            "arguments": self.identity,
-        }
+        result = {"stage": stage, "checkpoint": str(file), "dataset": data.name}
+        result |= {key: checkpoint.spec[key] for key in ("arch", "depth")}
+        result["method"] = record.steps[-1].method if record else None
+        result |= {"ratio": record.ratio if record else 0.0, "seed": seed}
+        result |= {**_summary(checkpoint), **metrics, "widths": spec_of(network)["widths"]}
+        result |= {"machine": machine, "commit": made_with["commit"], "arguments": self.identity}
         result = plain(result)
         if rank() == 0:
             self._replace()

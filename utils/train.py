@@ -25,6 +25,7 @@ from .log import say
 from .run import Run
 
 EVAL_BATCH = 250
+SAVED = ("model", "optimizer", "schedule")
 CHECK_EVERY = 50  # steps between looks at the loss: each one waits for the device
 
 
@@ -64,7 +65,7 @@ def fit(
     if run.state and "spec" in run.state:  # a pruning may have cut it meanwhile
         model = build(run.state["spec"])
     images, test = (split.to(machine.device) for split in (data.train, data.test))
-    images = images._replace(images=pad_for_crops(images.images, recipe.augment))
+    images = images._replace(images=pad_for_crops(images.images))
     batch_size = min(recipe.batch_size, len(images.labels))
     if batch_size % world_size():
         problem = f"cannot be shared evenly by {world_size()} processes"
@@ -150,17 +151,15 @@ class _Training:
 
     def state(self) -> dict[str, Any]:
         """All that has changed so far, as plain types and tensors."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        states = {name: part.state_dict() for name, part in parts.items()}
+        states = {name: getattr(self, name).state_dict() for name in SAVED}
         return {**states, "spec": spec_of(self.model), "method": vars(self.method.state)}
 
     def restore(self, saved: dict[str, Any] | None) -> list[dict[str, Any]]:
         """Go on from what an interrupted run saved, if there is any; returns its log."""
         if saved is None:
             return []
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.schedule.load_state_dict(saved["schedule"])
+        for name in SAVED:
+            getattr(self, name).load_state_dict(saved[name])
         self.method.state = self.method.State(**saved["method"])
         say(f"going on after epoch {len(saved['rows'])}")
         return saved["rows"]
@@ -226,7 +225,7 @@ def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) 
     """Average BatchNorm's statistics anew, in place, over images augmented as in training."""
     place(model, machine)
     count = min(2048, len(data.train.labels))
-    padded = data.train._replace(images=pad_for_crops(data.train.images, recipe.augment))
+    padded = data.train._replace(images=pad_for_crops(data.train.images))
     batches = epoch_batches(data, padded, min(128, count), recipe.seed, recipe.augment)
     some = itertools.islice(batches, max(1, count // 128))
     with machine.autocast():

@@ -41,7 +41,8 @@ def test_the_grid_with_its_controls_is_done_once(tmp_path):
     longer = json.loads((seed / "finetuned/result.json").read_text())
     assert (longer["arguments"]["recipe"]["epochs"], longer["control"]) == (1, "longer")
     assert len([file for file in written if file.name == "benchmark.json"]) == 5
-    result(bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **TINY))
+    again = {**TINY, "METHODS": "l1", "CONTROLS": "0"}
+    result(bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **again))
     changed = [file for file, time in written.items() if file.stat().st_mtime_ns != time]
     assert {file.name for file in changed} == {"benchmark.json"}
 
@@ -75,7 +76,6 @@ def test_publishing_copies_figures_and_no_weights(tmp_path):
         if entry.name not in ("docs", "runs", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
     (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / "docs/published.json", tmp_path / "docs")
     (tmp_path / "docs/results").mkdir()
     shutil.copytree(ROOT / "docs/results/resnet20/seed0", tmp_path / "runs/cifar100/resnet20/seed0")
     (tmp_path / "runs/cifar100/resnet20/seed0/baseline/model.pt").write_bytes(b"weights")

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from measurement.runtimes import REFERENCE
-from measurement.timing import WARMUP, hardware_multiple, interleaved, relative_latency
+from measurement.timing import WARMUP, interleaved, relative_latency
 from models import channel_groups, new_spec
+from pruning.allocation import hardware_multiple
 from tests.conftest import lively
 
 

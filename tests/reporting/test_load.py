@@ -268,7 +268,7 @@ def test_nothing_to_report_is_an_error_that_says_why(tmp_path):
         load([tmp_path / "absent"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run/result.json").write_text("{")
-    with pytest.raises(FileNotFoundError, match=r"no finished stage below \(.*damaged"):
+    with pytest.raises(FileNotFoundError, match=r"no finished stage below; .*damaged"):
         load([tmp_path])
 
 

@@ -136,20 +136,6 @@ def test_one_machine_at_a_time(study):
     assert "--machine none: not among those timed on: a processor" in process.stderr
 
 
-def test_published_figures_are_named_with_their_source(study):
-    point = {"dataset": "cifar100", "network": "resnet20", "method": "theirs", "speedup": 2.0}
-    file = study / "published.json"
-    file.write_text(json.dumps([{**point, "top1": 68.0, "source": "a paper"}]))
-    page = report(study, "--published", file)[1]
-    (line,) = (text for text in page.of("details", "p") if "a paper" in text)
-    assert line == "cifar100 resnet20, theirs: 68.0 %, 2.0 times fewer MACs; a paper"
-    for wrong in ("{", "3", "[3]", "[{}]", json.dumps([point])):
-        file.write_text(wrong)
-        process = run("report.py", study, "--published", file, cwd=study)
-        assert process.returncode == 2
-        assert f"--published {file}: wants" in process.stderr
-
-
 def test_a_study_of_one_network_that_nobody_timed(tmp_path):
     write(tmp_path / "a", "baseline")
     told, page = report(tmp_path)

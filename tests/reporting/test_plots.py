@@ -12,8 +12,8 @@ from tests.command import ROOT
 from tests.reporting.conftest import NETWORK, cell, edit, step, timing, write
 
 
-def drawn(study, published=()):
-    return plots.plots(load([study]), NETWORK, published)
+def drawn(study):
+    return plots.plots(load([study]), NETWORK)
 
 
 def lines(figure):
@@ -108,25 +108,6 @@ def test_words_on_plots_stand_clear_of_each_other(study):
             assert box.x1 <= figure.bbox.x1, title
             assert figure.bbox.y0 <= box.y0, title
             assert not any(box.overlaps(other) for other in boxes[:index]), title
-
-
-def test_published_figures_stand_at_their_reduction(study):
-    point = {"dataset": "cifar100", "network": "resnet20", "method": "theirs", "top1": 68.0}
-    other = {**point, "network": "resnet56"}
-    found = [{**one, "speedup": 2, "source": "a paper"} for one in (point, other)]
-    figures = drawn(study, found)
-    crosses = [
-        line for line in figures["Top-1 against MACs"].axes[0].lines if line.get_marker() == "x"
-    ]
-    assert [line.get_xydata().tolist() for line in crosses] == [[[2.0, 68.0]]]
-    speeds = figures["Top-1 against speedup"].axes[0].lines
-    assert not any(line.get_marker() == "x" for line in speeds)  # theirs is not measured here
-
-
-def test_the_published_figures_of_this_repository_are_sound():
-    points = json.loads((ROOT / "docs/published.json").read_text())
-    assert all(1 <= p["speedup"] < 20 and 50 < p["top1"] < 100 and p["source"] for p in points)
-    assert {"cifar10", "cifar100"} == {p["dataset"] for p in points}
 
 
 def test_a_log_without_a_figure_is_left_out_of_its_plot(study):

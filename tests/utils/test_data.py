@@ -227,7 +227,7 @@ def test_normalise_by_hand():
 
 
 def epoch(data, seed, augment="crop-flip", batch=16, part=slice(None)):
-    split = data.train._replace(images=D.pad_for_crops(data.train.images, augment))
+    split = data.train._replace(images=D.pad_for_crops(data.train.images))
     return list(D.epoch_batches(data, split, batch, seed, augment, part))
 
 
@@ -243,7 +243,7 @@ def test_an_epoch_shows_every_image_once(tree):
 def test_augmentation_crops_and_flips_within_the_padding():
     data = D.synthetic()
     data = data._replace(train=D.Split(*(part[:64] for part in data.train)))
-    padded = D.pad_for_crops(data.train.images, "crop-flip")
+    padded = D.pad_for_crops(data.train.images)
     views = {}
     for index, image in enumerate(padded):
         for top in range(9):
