@@ -20,6 +20,7 @@ import torch
 
 from models import build, cost_of, new_spec
 from pruning import METHODS, PruningConfig, Task, name_of, prune_step, resolve
+from pruning.config import ALIASES
 from pruning.masks import apply_masks
 from utils import cli
 from utils import run as runs
@@ -66,11 +67,11 @@ def main(args: argparse.Namespace) -> dict:
         return train(network, data, recipe, run, step)
 
 
-def pruning_step(pruning: dict, seed: int) -> PruningConfig:
+def pruning_step(given: dict, seed: int) -> PruningConfig:
     """How to prune while training: gradually, where a method could also do it at once."""
-    step = resolve({**pruning, "seed": seed})
-    gradual = "gradual" in METHODS[step.method].flags and not step.pattern
-    return replace(step, gradual=True) if gradual else step
+    name = given.get("method", PruningConfig.method)
+    gradual = "gradual" in METHODS[ALIASES.get(name, name)].flags and "pattern" not in given
+    return resolve({**given, "seed": seed} | ({"gradual": True} if gradual else {}))
 
 
 def read_original(path: Path, given: dict, pruning: dict) -> Checkpoint:

@@ -155,6 +155,8 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
             raise ValueError(f"{told}, which knows {', '.join(known)}")
     if values["pattern"] and (values["gradual"] or values["criterion"] != usual["criterion"]):
         raise ValueError("--pattern takes the largest weights at once, by magnitude")
+    if values["ramp"] and "gradual" in method.flags and not values["gradual"]:
+        raise ValueError("--ramp means nothing without --gradual")
     if "min_keep" not in given and "min_keep" in method.flags:
         values["min_keep"] = LEAST[values["allocation"]]
     # Only the clock looks at a batch.

@@ -77,9 +77,7 @@ class GatedState(State):
     final_ratio: float | list[float] = 0.0
     multiple: int = 1  # that widths are rounded to
     image_size: int = 32
-    dense_cost: list[int] = field(
-        default_factory=list
-    )  # its parameters and MACs; targets refer to it
+    dense_cost: list[int] = field(default_factory=list)  # parameters and MACs, for targets
     effects: Scores = field(default_factory=dict)  # squared, averaged over time
 
 

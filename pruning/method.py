@@ -76,8 +76,8 @@ class Method:
 
     A training calls `on_start` first, `on_gradients` before each update, `on_step` after it,
     `on_epoch` and `to_cut` before each evaluation, and evaluates and hands over what `finish`
-    gives. Weight masks in the state are held throughout. In training, a method whose state is not `pending` has nothing left
-    to do but that.
+    gives. Weight masks in the state are held throughout. In training, a method whose state is not
+    `pending` has nothing left to do but that.
     """
 
     State: type[State] = State
