@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models import Group, channel_groups, spec_of
 
 from .allocation import Kept, Limits, allocate, not_kept, select
-from .criteria import CRITERIA, Calibration, normalize_scores, score
+from .criteria import Calibration, normalize_scores, score
 from .filters import as_lists, choose, multiple_of
 from .masks import cut_masks
 from .method import FILTER_FLAGS, Measure, Method, Pruned, State, Task
@@ -88,7 +88,7 @@ class Soft(Method):
     State = SoftState
     defaults = {"criterion": "l2"}
     flags = (*FILTER_FLAGS, "schedule")
-    criteria = tuple(name for name in CRITERIA if name != "taylor")
+    unfit = ("taylor",)  # no images while training
     allocations = ("layer", "global")
     recalibrates = True
 
