@@ -107,7 +107,9 @@ def _table(study: Study) -> str:
     for network, rows in groups.items():
         html += f'<tbody><tr><th colspan="{len(shown)}"><span>{escape(network)}</span></th></tr>'
         for row in rows:
-            html += line("td", list(map(escape, row)), "control" * bool(row[tables.MAIN]))
+            html += line(
+                "td", list(map(escape, row)), "control" * bool(row[tables.NAMES.index("control")])
+            )
     return html
 
 

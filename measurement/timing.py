@@ -15,7 +15,6 @@ from .engines import eager
 from .runtimes import Call
 
 WARMUP, LEAST, MOST, PROFILED = 3, 7, 200, 3  # calls
-OPERATORS = 5  # that a profile shows
 
 
 class Timing(NamedTuple):
@@ -101,4 +100,4 @@ def profile(call: Call, device: torch.device) -> dict[str, Any]:
     operators.sort(key=lambda operator: operator["cuda_ms" if cuda else "cpu_ms"], reverse=True)
     cpu_ms = sum(operator["cpu_ms"] for operator in operators)
     cuda_ms = sum(kernels) if cuda else None
-    return {"cpu_ms": cpu_ms, "cuda_ms": cuda_ms, "operators": operators[:OPERATORS]}
+    return {"cpu_ms": cpu_ms, "cuda_ms": cuda_ms, "operators": operators[:5]}

@@ -50,7 +50,7 @@ def hardware_multiple(device: str, groups: list[Group]) -> int:
     return max(1, min(8 if device == "cuda" else 16, smallest // 4))
 
 
-def select(groups: list[Group], names: Sequence[str], scope: str) -> tuple[list[Group], Kept]:
+def select(groups: list[Group], names: Sequence[str], scope: str) -> tuple[list[Group], dict]:
     """Split off the groups that may be cut from those protected by `names` or by `scope`.
 
     A name stands for a stage, a block, a layer or a group ("layer1", "layer1.7", "layer1.7.conv1",

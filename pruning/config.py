@@ -149,7 +149,8 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
         raise ValueError(f"{flag(amounts[1])} is not allowed with {flag(amounts[0])}")
     usual |= {"ratio": None} if amounts else {}
     values = {**usual, **given}
-    for own, known in (("criterion", method.criteria), ("allocation", method.allocations)):
+    criteria = [name for name in method.criteria if name not in method.unfit]
+    for own, known in (("criterion", criteria), ("allocation", method.allocations)):
         if values[own] not in known:
             told = f"--{own} {values[own]} does not fit --method {name}"
             raise ValueError(f"{told}, which knows {', '.join(known)}")

@@ -5,7 +5,6 @@ from torch import nn
 from models import spec_of
 
 from .config import ALLOCATIONS
-from .criteria import CRITERIA
 from .gates import Gated
 from .masks import cut_masks
 from .method import FILTER_FLAGS, Pruned, State, Task
@@ -21,7 +20,7 @@ class Filters(Gated):
     """
 
     flags = (*FILTER_FLAGS, "gradual", "ramp")
-    criteria = tuple(name for name in CRITERIA if name != "gate")
+    unfit = ("gate",)
     allocations = ALLOCATIONS
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:

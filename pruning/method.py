@@ -21,10 +21,7 @@ from .masks import Masks, hold_masks
 Row = tuple[str, int, int, str]  # group or layer, size before, size after, why protected
 Measure = Callable[[nn.Module], tuple[float, float]]  # top-1 in percent, loss
 
-FILTER_FLAGS = (
-    *("target_macs", "target_params", "target_latency"),
-    *("scope", "min_keep", "round_to"),
-)
+FILTER_FLAGS = ("target_macs", "target_params", "target_latency", "scope", "min_keep", "round_to")
 
 
 def cubic(t: float) -> float:
@@ -83,7 +80,8 @@ class Method:
     State: type[State] = State
     defaults: Mapping[str, Any] = MappingProxyType({})  # of the config, unlike the common ones
     flags: tuple[str, ...] = FILTER_FLAGS  # of those that only some methods have, its own
-    criteria: tuple[str, ...] = tuple(CRITERIA)
+    criteria: Mapping[str, Any] = CRITERIA
+    unfit: tuple[str, ...] = ()  # criteria that it cannot use
     allocations: tuple[str, ...] = ALLOCATIONS
     recalibrates: bool = False  # whether BatchNorm's statistics do not fit what `finish` gives
 

@@ -1,6 +1,5 @@
 """`soft`: while training, what is pruned is chosen anew all the time, and may grow back."""
 
-from .criteria import CRITERIA
 from .gates import Gated
 from .method import FILTER_FLAGS, Method
 from .zeroing import SCHEDULES, Zeroing
@@ -14,7 +13,7 @@ class Soft(Gated):
 
     defaults = {"criterion": "gate", "schedule": "cubic"}
     flags = (*FILTER_FLAGS, "schedule", "ramp")
-    criteria = tuple(name for name in CRITERIA if name != "taylor")
+    unfit = ("taylor",)  # no images while training
     revives = True
 
     @classmethod

@@ -156,7 +156,7 @@ class Weight(Method):
     State = WeightState
     defaults = {"criterion": "magnitude", "allocation": "global"}
     flags = ("pattern", "gradual", "ramp")
-    criteria = tuple(WEIGHT_CRITERIA)
+    criteria = WEIGHT_CRITERIA
     allocations = ("layer", "global")
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models import Group, channel_groups, spec_of
 
 from .allocation import Kept, Limits, allocate, not_kept, select
-from .criteria import CRITERIA, Calibration, normalize_scores, score
+from .criteria import Calibration, normalize_scores, score
 from .masks import cut_masks
 from .method import FILTER_FLAGS, Measure, Method, Pruned, State, Task
 from .selection import as_lists, choose, multiple_of
@@ -89,7 +89,7 @@ class Zeroing(Method):
     State = SoftState
     defaults = {"criterion": "l2", "schedule": "he2018"}
     flags = (*FILTER_FLAGS, "schedule")
-    criteria = tuple(name for name in CRITERIA if name not in ("taylor", "gate"))
+    unfit = ("taylor", "gate")  # neither images nor gates while training
     allocations = ("layer", "global")
     recalibrates = True
 

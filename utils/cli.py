@@ -84,7 +84,7 @@ def add_training_flags(p: argparse.ArgumentParser, usual: bool = True) -> None:
 
 def add_pruning_flags(p: argparse.ArgumentParser) -> None:
     """How to prune. In a later stage the same flags find the run again."""
-    lines = {name: inspect.getdoc(c).split(" (")[0] for name, c in CRITERIA.items()}
+    lines = {name: (inspect.getdoc(c) or name).split(" (")[0] for name, c in CRITERIA.items()}
     words = "; ".join(f"{name}: {line}" for name, line in lines.items())
     words += " (default: l1; soft: gate; weight: magnitude)"
     criterion = {"help": words, "choices": [*dict.fromkeys([*CRITERIA, *WEIGHT_CRITERIA])]}

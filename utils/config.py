@@ -29,7 +29,6 @@ def _cosine(t: float) -> float:
 
 
 MEAN = "of pixels in [0, 1], to normalize them (default: the training images')"
-STD = "likewise"
 RGB = {"nargs": 3, "metavar": ("R", "G", "B")}
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -59,7 +58,7 @@ class NetworkConfig(Options):
     shortcut: str | None = option(None, "A, A-end: zeros; B: 1x1 (default: B or A)", str, SHORTCUTS)
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
     mean: tuple[float, ...] | None = option(None, MEAN, float, "[0, 1]", **RGB)
-    std: tuple[float, ...] | None = option(None, STD, float, "(0, 1]", **RGB)
+    std: tuple[float, ...] | None = option(None, "likewise", float, "(0, 1]", **RGB)
 
     def __post_init__(self) -> None:
         super().__post_init__()

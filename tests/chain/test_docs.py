@@ -46,13 +46,12 @@ SHIMS = {
 }
 # What shows that an example did something.
 PROOFS = {
-    "CRITERIA[": "score(network, channel_groups(spec_of(network)), 'largest')",
+    "CRITERIA[": "slim, record = prune(network, criterion='largest'); assert record.ratio == 0.3",
     "METHODS[": "slim, record = prune(network, method='threshold'); assert record.state.masks",
 }
 NETWORK = """
-from models import build, channel_groups, new_spec, spec_of
+from models import build, new_spec
 from pruning import prune
-from pruning.criteria import score
 network = build(new_spec(20, 10, width=2))
 """
 

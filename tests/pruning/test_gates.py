@@ -125,7 +125,7 @@ def test_channels_that_save_more_macs_go_first():
 
 
 def test_a_ramp_that_ends_before_it_starts_is_refused():
-    with pytest.raises(ValueError, match="--ramp 0.5 0.2"):
+    with pytest.raises(ValueError, match=r"--ramp 0\.5 0\.2"):
         resolve({"method": "soft", "ramp": (0.5, 0.2)})
     with pytest.raises(ValueError, match="--ramp means nothing"):
         resolve({"method": "l1", "ramp": (0.1, 0.2)})
