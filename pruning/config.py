@@ -189,10 +189,12 @@ def special(config: PruningConfig) -> list[str]:
     A method that another program brought counts as the default one.
     """
     method = config.method if config.method in METHODS else PruningConfig.method
-    usual = resolve({"method": method})
-    names = ("criterion", "scope", "allocation", "schedule")
+    default = resolve({"method": method})
+    usual = resolve({"method": method, "schedule": config.schedule})
+    names = ("criterion", "scope", "allocation")
     parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
     least = resolve({"method": method, "allocation": config.allocation}).min_keep
+    parts += [config.schedule] if config.schedule != default.schedule else []
     parts += ["gradual"] if config.gradual else []
     parts += ["ramp{:g}-{:g}".format(*config.ramp)] if config.ramp else []
     parts += ["skip" + ",".join(config.skip)] if config.skip else []
