@@ -54,7 +54,8 @@ def test_soft(work):
     assert sum(p.numel() for p in model.parameters()) == tuned["params"]
     rows = log(work, "soft-0.5/finetuned")
     assert rows[-1]["top1"] == tuned["top1"]
-    assert [row.get("pruned_ratio") for row in rows] == [0.5, None]  # cut at half-time
+    assert rows[0]["pruned_ratio"] == pytest.approx(0.5, abs=0.01)
+    assert "pruned_ratio" not in rows[1]  # cut at half-time
     assert rows[0].keys() >= {"flipped", "regrown"}
     again = result(run("res50prune.py", "--model", tuned["checkpoint"], "--ratio", "0", cwd=work))
     assert again["top1_before"] == tuned["top1"]  # the file computes what was reported

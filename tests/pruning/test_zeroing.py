@@ -4,8 +4,8 @@ from torch.nn import functional as F
 
 from models import build, channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, resolve
-from pruning.zeroing import SCHEDULES, asymptotic, zero_filters
 from pruning.surgery import logit_difference, mask_channels
+from pruning.zeroing import SCHEDULES, asymptotic, zero_filters
 
 
 def set_up(model, ratio, **given):
