@@ -35,13 +35,13 @@ from pruning.surgery import verify
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint
-from utils.config import RunConfig, fill
+from utils.config import Recipe, RunConfig, fill
 from utils.data import Data, normalize, sample
 from utils.device import Machine, place, prepare
 from utils.files import write_json
 from utils.log import say, table
 from utils.run import Outcome, Run
-from utils.train import evaluate
+from utils.train import evaluate, recalibrate
 
 CHECK_IMAGES = 16
 CALIBRATION_IMAGES = 512
@@ -103,7 +103,13 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
     groups, _ = select(channel_groups(parent.spec), step.skip, step.scope)
     multiple = hardware_multiple(machine.device.type, groups)
     masks = parent.pruning.state.masks if parent.pruning else {}
-    task = Task(cost_of(parent.dense, size), size, batches, masks, clock, multiple, drops)
+    judged = data.train.draw(SENSITIVITY_IMAGES, step.seed)
+
+    def accuracy(network: nn.Module) -> float:
+        recalibrate(network, data, machine, Recipe(seed=step.seed))
+        return evaluate(network, data, machine, judged)[0]
+
+    task = Task(cost_of(parent.dense, size), size, batches, masks, clock, accuracy, multiple, drops)
 
     pruning_start = time.perf_counter()
     pruned, record = prune_step(model, step, task, parent.pruning)

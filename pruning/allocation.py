@@ -95,7 +95,7 @@ def allocate(
     from each group as much as costs the same accuracy by itself (group -> ratio -> drop).
     Ties go to the lower index. Raises ValueError if the ratios do not fit.
     """
-    if allocation != "layer" and isinstance(ratio, Sequence):
+    if allocation not in ("layer", "search") and isinstance(ratio, Sequence):
         raise ValueError("one ratio per stage needs --allocation layer")
     if allocation == "sensitivity":
         assert sensitivity is not None

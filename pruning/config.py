@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCOPES = ("inner", "all")
-ALLOCATIONS = ("layer", "global", "macs", "sensitivity")
+ALLOCATIONS = ("layer", "global", "macs", "sensitivity", "search")
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
-LEAST = {"layer": 1.0, "global": 0.1, "macs": 0.1, "sensitivity": 0.1}
-ALLOCATION = "layer: equal; global: lowest scores; macs: per MAC saved; sensitivity: least loss"
+LEAST = {"layer": 1.0, "global": 0.1, "macs": 0.1, "sensitivity": 0.1, "search": 1.0}
+ALLOCATION = (
+    "layer: equal; global: lowest scores; macs: lowest scores per MAC; "
+    "sensitivity: least loss alone; search: best ratio for each stage"
+)
 SCHEDULE = "soft: cubic: closed by gates; he2018, asymptotic: zeroed once an epoch (default: cubic)"
 RAMP = "of pruning while training, as fractions of it (default: 0.1 0.5; weight: 0 0.75)"
 METHODS: dict[str, Any] = {}  # by the name that --method takes; filled by library.py

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models import Cost, Group, channel_groups, spec_of
 
 from .allocation import Kept, not_kept, select
+from .config import AMOUNTS
 from .criteria import Calibration, Scores, score
 from .masks import cut_masks, hold_masks
 from .method import Measure, Method, Pruned, State, Task, cubic
@@ -85,7 +86,7 @@ class Gated(Method):
     """Close channels while the network trains; cut them out where the ramp ends."""
 
     State = GatedState
-    allocations = ("layer", "global", "macs")
+    allocations = ("layer", "global", "macs", "search")
     revives = False  # whether what is closed may open again
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:
@@ -123,8 +124,13 @@ class Gated(Method):
     def _choose(self, model: nn.Module, share: float) -> None:
         """Close what is the least important now, so far as the `share` of the final amount asks."""
         state, config = self.state, self.config
-        if config.target_latency:
-            config = replace(config, target_latency=None, ratio=state.final_ratio)
+        if config.target_latency or config.allocation == "search":  # that took a clock, or images
+            ratio = state.final_ratio
+            ratio = tuple(ratio) if isinstance(ratio, list) else ratio
+            amounts = dict.fromkeys(AMOUNTS, None) | {"ratio": ratio}
+            config = replace(config, **amounts)
+        if config.allocation == "search":
+            config = replace(config, allocation="layer")
         calibration = Calibration(config.seed, effects=state.effects)
         scores = score(model, self.gates.groups, config.criterion, calibration)
         before = {g.name: not_kept(g.size, state.kept[g.name]) for g in self.gates.groups}

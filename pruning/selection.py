@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from models import Group, Spec, channel_groups, cost_of, spec_of
 from .allocation import Kept, Limits, allocate, select, solve
 from .config import PruningConfig
 from .criteria import Calibration, Scores, normalize_scores, score
+from .search import stage_ratios
 from .surgery import cut, cut_spec
 
 if TYPE_CHECKING:
@@ -46,20 +48,21 @@ def choose(
         saved = macs_of_a_channel(spec, groups, task.image_size)
         scores = {name: values / saved[name] for name, values in scores.items()}
 
-    def at(ratio: float | tuple[float, ...]) -> Kept:
+    def at(ratio: float | Sequence[float]) -> Kept:
         return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)
 
-    ratio, cost = config.ratio, cost_of(spec, task.image_size)
+    def left(name: str, ratio: float | Sequence[float]) -> float:
+        """The fraction of the dense network's parameters or MACs that a ratio leaves."""
+        cost = cost_of(cut_spec(spec, at(ratio)), task.image_size)
+        return getattr(cost, name) / getattr(task.dense, name)
+
+    ratio = config.ratio
     if ratio is not None:
         ratio = tuple(share * r for r in ratio) if isinstance(ratio, tuple) else share * ratio
     for name in ("macs", "params"):
         if target := getattr(config, f"target_{name}"):
-            dense, whole = getattr(task.dense, name), getattr(cost, name)
-
-            def left(ratio: float, name: str = name, dense: int = dense) -> float:
-                return getattr(cost_of(cut_spec(spec, at(ratio)), task.image_size), name) / dense
-
-            ratio = solve(left, target + (1 - share) * (whole / dense - target), name)
+            target += (1 - share) * (left(name, 0.0) - target)
+            ratio = solve(partial(left, name), target, name)
     if config.target_latency:
         if task.latency is None:
             raise ValueError("--target-latency needs a trained network: see res50prune.py")
@@ -69,6 +72,16 @@ def choose(
             return task.latency(cut(model, at(ratio)))
 
         ratio = solve(latency, config.target_latency, "latency", precision=0.01, slack=0.05)
+    if config.allocation == "search":  # at the same cost
+        if task.accuracy is None:
+            raise ValueError("--allocation search needs a trained network: see res50prune.py")
+        name = "params" if config.target_params else "macs"
+        cost_at, target = partial(left, name), left(name, ratio)
+
+        def accuracy_at(ratios: Sequence[float]) -> float:
+            return task.accuracy(cut(model, at(ratios)))
+
+        ratio = stage_ratios(groups[0].stages, cost_at, target, accuracy_at, config.seed)
     kept = at(ratio)
     told = list(ratio) if isinstance(ratio, tuple) else ratio
     return told, kept, [_row(group, kept, protected, limits) for group in everything]
