@@ -31,6 +31,7 @@ from models import build, channel_groups, cost_of, costs
 from pruning import PruningConfig, Task, name_of, prune_step, resolve, sensitivity
 from pruning.allocation import hardware_multiple, select
 from pruning.criteria import Calibration, score
+from pruning.refit import refit
 from pruning.surgery import verify
 from utils import cli
 from utils import run as runs
@@ -117,6 +118,8 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
     say(table(("group", "before", "after", "protected by"), pruned.rows))
     x = normalize(data.train.images[:CHECK_IMAGES], data.mean, data.std)
     difference, largest = verify(pruned.reference, pruned.network, x)
+    if step.refit:
+        refit(model, pruned.network, record.state.kept_channels(), batches)
     before, after = costs(model, size), costs(pruned.network, size)
     for name, left in (("params", "nonzero_params"), ("macs", "effective_macs")):
         say(f"{name} {before[name]:,} -> {after[name]:,} ({after[left]:,} by weights not zero)")

@@ -90,6 +90,7 @@ class PruningConfig(Options):
         1.0, "least channels kept: a number, or a fraction (default: 1; not by layer: 0.1)", float
     )
     round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
+    refit: bool = option(False, "l1: least-squares repair after the cut, on training images", bool)
     schedule: str = option("asymptotic", SCHEDULE)
     gradual: bool = option(False, "l1, weight: pruning while training, on a ramp", bool)
     ramp: tuple[float, float] | None = option(
@@ -159,6 +160,8 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
             raise ValueError(f"{told}, which knows {', '.join(known)}")
     if values["pattern"] and (values["gradual"] or values["criterion"] != usual["criterion"]):
         raise ValueError("--pattern takes the largest weights at once, by magnitude")
+    if values["refit"] and values["gradual"]:
+        raise ValueError("--refit is for a cut at once, without --gradual")
     if values["ramp"] and "gradual" in method.flags and not values["gradual"]:
         raise ValueError("--ramp means nothing without --gradual")
     if "min_keep" not in given and "min_keep" in method.flags:
@@ -198,7 +201,7 @@ def special(config: PruningConfig) -> list[str]:
     parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
     least = resolve({"method": method, "allocation": config.allocation}).min_keep
     parts += [config.schedule] if config.schedule != default.schedule else []
-    parts += ["gradual"] if config.gradual else []
+    parts += [name for name in ("refit", "gradual") if getattr(config, name)]
     parts += ["ramp{:g}-{:g}".format(*config.ramp)] if config.ramp else []
     parts += ["skip" + ",".join(config.skip)] if config.skip else []
     parts += [f"min{config.min_keep:g}"] if config.min_keep != least else []

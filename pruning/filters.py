@@ -19,7 +19,7 @@ class Filters(Gated):
     closed stays closed until it is cut out.
     """
 
-    flags = (*FILTER_FLAGS, "gradual", "ramp")
+    flags = (*FILTER_FLAGS, "gradual", "ramp", "refit")
     unfit = ("gate",)
     allocations = ALLOCATIONS
 

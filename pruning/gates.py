@@ -102,7 +102,7 @@ class Gated(Method):
         if self.state.pending:
             groups, _ = select(channel_groups(spec_of(model)), self.config.skip, self.config.scope)
             self.gates = Gates(model, groups)
-            self.gates.close(self._kept())
+            self.gates.close(self.state.kept_channels())
 
     def on_gradients(self, model: nn.Module) -> None:
         if self.gates and self.config.criterion == "gate":
@@ -163,7 +163,7 @@ class Gated(Method):
         """What is closed, once the ramp has ended."""
         if not self.gates or progress < (self.config.ramp or RAMP)[1]:
             return {}
-        kept, self.gates = self._kept(), None
+        kept, self.gates = self.state.kept_channels(), None
         self.state = self._final(model)
         return kept
 
@@ -171,11 +171,8 @@ class Gated(Method):
         """Cut out what is closed now."""
         if not self.state.pending:
             return model, self.state
-        return cut(model, self._kept()), self._final(model)
-
-    def _kept(self) -> Kept:
-        return {name: torch.tensor(index) for name, index in self.state.kept.items()}
+        return cut(model, self.state.kept_channels()), self._final(model)
 
     def _final(self, model: nn.Module) -> State:
-        masks = cut_masks(spec_of(model), self._kept(), self.state.masks)
+        masks = cut_masks(spec_of(model), self.state.kept_channels(), self.state.masks)
         return State(self.state.kept, masks)

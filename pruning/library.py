@@ -11,6 +11,7 @@ from .config import METHODS, PruningConfig, method_class, resolve
 from .criteria import Batches
 from .filters import Filters
 from .method import Pruned, Record, Task
+from .refit import refit
 from .soft import Soft
 from .surgery import verify
 from .weight import Weight
@@ -50,4 +51,6 @@ def prune(
     device = next(model.parameters()).device
     x = torch.randn(4, 3, image_size, image_size, device=device)
     verify(pruned.reference, pruned.network, x)
+    if record.steps[-1].refit:
+        refit(model, pruned.network, record.state.kept_channels(), batches)
     return pruned.model, record

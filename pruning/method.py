@@ -40,6 +40,10 @@ class State:
     masks: Masks = field(default_factory=dict)  # of single weights
     pending: bool = False  # whether the pruning is still to be done, by a training
 
+    def kept_channels(self) -> Kept:
+        """`kept` as indices."""
+        return {name: torch.tensor(index) for name, index in self.kept.items()}
+
     def figures(self) -> dict[str, Any]:
         """What a result tells of it."""
         return {}

@@ -151,7 +151,7 @@ class Zeroing(Method):
         """Cut out what is zeroed now."""
         if not self.state.pending:
             return model, self.state
-        kept = {name: torch.tensor(index) for name, index in self.state.kept.items()}
+        kept = self.state.kept_channels()
         masks = cut_masks(spec_of(model), kept, self.state.masks)
         return cut(model, kept), SoftState(self.state.kept, masks)
 

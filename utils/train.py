@@ -11,12 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from models import build, spec_of
 from pruning import Method, State
 from pruning.allocation import Kept
-from pruning.surgery import cut, cut_tensors, recalibrate_batchnorm
+from pruning.surgery import cut, cut_tensors
 
 from .config import LR_SCHEDULES, Recipe
 from .data import Data, Split, epoch_batches, normalize, pad_for_crops
@@ -229,7 +230,7 @@ def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) 
     batches = epoch_batches(data, padded, min(128, count), recipe.seed, recipe.augment)
     some = itertools.islice(batches, max(1, count // 128))
     with machine.autocast():
-        recalibrate_batchnorm(model, (x.to(machine.device) for x, _ in some))
+        update_bn(some, model, machine.device)
 
 
 @torch.inference_mode()
