@@ -63,8 +63,8 @@ def fit(
     Raises Diverged, with the last good state in the run folder.
     """
     machine, method = run.machine, method or Method()
-    if run.state and "spec" in run.state:  # a pruning may have cut it meanwhile
-        model = build(run.state["spec"])
+    if run.state and run.state.get("spec", spec_of(model)) != spec_of(model):
+        model = build(run.state["spec"])  # a pruning has cut it meanwhile
     images, test = (split.to(machine.device) for split in (data.train, data.test))
     images = images._replace(images=pad_for_crops(images.images))
     batch_size = min(recipe.batch_size, len(images.labels))
