@@ -136,11 +136,16 @@ def card(study: Study, network: str) -> list[str]:
 def to_csv(study: Study) -> str:
     """The table with all digits and columns; spreads have columns of their own."""
     file, cells = io.StringIO(), [cell for group in study.cells.values() for cell in group]
-    table = [["network"], *([cell.identity.network] for cell in cells)]
+    table = [["network"], *([_no_formula(cell.identity.network)] for cell in cells)]
     for column in COLUMNS:
         table[0] += [column.name, f"{column.name} {column.spread}"][: 1 + bool(column.spread)]
         for line, cell in zip(table[1:], cells, strict=True):
             value = column.of(study, cell)
-            line += value if column.spread else [value]
+            line += value if column.spread else [_no_formula(value)]
     csv.writer(file, lineterminator="\n").writerows(table)
     return file.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@") else value

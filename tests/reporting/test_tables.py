@@ -7,7 +7,7 @@ import pytest
 
 from reporting import tables
 from reporting.load import load
-from tests.reporting.conftest import NETWORK, SHAPE, cell, step, timing, write
+from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, step, timing, write
 
 
 def row(study, *which):
@@ -68,6 +68,17 @@ def test_csv_has_all_digits_and_a_column_for_each_spread(study):
     assert float(l1["images/s"]) == 2000
     assert l1["network"] == NETWORK
     assert "vs scratch sd" not in l1
+
+
+@pytest.mark.parametrize("start", "=+-@")
+def test_no_cell_of_the_csv_is_a_formula(study, start):
+    write(study / "evil", "baseline", shape={**SHAPE, "folder": f"/images/{start}cmd()"})
+    edit(study / "seed0/soft/end/result.json", lambda r: r["pruning"][0].update(method=f"{start}m"))
+    lines = list(csv.reader(io.StringIO(tables.to_csv(load([study])))))
+    cells = {value for line in lines for value in line}
+    assert f"'{start}cmd() resnet20" in cells
+    assert f"'{start}m l2" in cells
+    assert not any(cell.startswith((f"{start}c", f"{start}m")) for cell in cells)
 
 
 def test_markdown_is_escaped_and_has_no_empty_columns(study):
