@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     plan, machine = fill(Plan, vars(args)), prepare(fill(RunConfig, vars(args)))
-    for engine in FILES.keys() & plan.engines:
+    for engine in sorted(FILES.keys() & plan.engines):
         require(*FORMATS[FILES[engine]].needs)
     subjects, largest = load(args.checkpoints), max(plan.batch_size)
     first, shape = subjects[0], subjects[0].shape(largest)

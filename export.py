@@ -88,23 +88,16 @@ def main(args: argparse.Namespace) -> dict:
     # The file itself last, its weights first.
     for name, content in sorted(written.items(), key=lambda item: item[0] == target.name):
         write_atomically(target.with_name(name), lambda file, content=content: file.write(content))
-    return {
-        "stage": "export",
-        "checkpoint": str(checkpoint.file),
-        "file": str(target),
-        "format": args.format,
-        "raw_input": args.raw_input,
-        "bytes": sum(map(len, written.values())),
-        "images": len(images),
-        "max_logit_difference": difference,
-    }
+    result = {"stage": "export", "checkpoint": str(checkpoint.file), "file": str(target)}
+    result |= {"format": args.format, "raw_input": args.raw_input, "images": len(images)}
+    return {**result, "bytes": sum(map(len, written.values())), "max_logit_difference": difference}
 
 
 def check_target(target: Path, source: Path, format_: str, notes: dict | None) -> None:
     """Raise ValueError for a name that does not say its format, or that is the checkpoint's.
 
-    Also rather than replace what is not the same export, with these `notes` as its metadata; with
-    None anything goes.
+    Also rather than replace what is not an export of the same, as its `notes` tell; with None
+    anything goes.
     """
     suffix = FORMATS[format_].suffix
     if target.suffix != suffix or target.is_dir():
@@ -115,7 +108,8 @@ def check_target(target: Path, source: Path, format_: str, notes: dict | None) -
     if notes is None or not (target.exists() or beside.exists()):
         return
     with contextlib.suppress(Exception):  # whatever a foreign file makes its reader raise
-        if FORMATS[format_].metadata(target) == notes:
+        known = FORMATS[format_].metadata(target)
+        if all(known[key] == notes[key] for key in ("checkpoint", "input")):
             return
     raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
 

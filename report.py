@@ -61,7 +61,8 @@ def page(study: Study, title: str, drawn: dict[str, dict]) -> str:
     for network, figures in drawn.items():
         first, *more = tables.card(study, network)
         cards += f"<div>{escape(network)}<strong>{first}</strong>{', '.join(more)}</div>"
-        html = {name: _figure(name, plots.to_svg(figure)) for name, figure in figures.items()}
+        captions = {name: f"<figcaption>{escape(name)}</figcaption>" for name in figures}
+        html = {n: f"<figure>{captions[n]}{plots.to_svg(f)}</figure>" for n, f in figures.items()}
         first_plots = "".join(html.pop(name, "") for name in plots.FIRST)
         sections += f"<h2>{escape(network)}</h2><div>{first_plots}</div>" * bool(figures)
         sections += _details("More plots", f"<div>{''.join(html.values())}</div>" * bool(html))
@@ -76,10 +77,6 @@ def page(study: Study, title: str, drawn: dict[str, dict]) -> str:
 
 def _details(title: str, content: str) -> str:
     return f"<details><summary>{title}</summary>{content}</details>" * bool(content)
-
-
-def _figure(title: str, svg: str) -> str:
-    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
 
 
 def _list(lines: list[str]) -> str:

@@ -157,10 +157,11 @@ def sensitivities(
     made["train_images"] = len(data.train.labels)
     file = folder / f"sensitivity/{step.criterion}-{step.scope}-{parent.sha256[:8]}.json"
     groups, _ = select(channel_groups(parent.spec), [], step.scope)
+    ratios = [f"{ratio:g}" for ratio in sensitivity.RATIOS]
     with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
         found = json.loads(file.read_text())
-        whole = all(sum(found["drops"][group.name].values()) < math.inf for group in groups)
-        if whole and made.items() <= found.items() and not fresh:
+        drops = [found["drops"][group.name][ratio] for group in groups for ratio in ratios]
+        if all(map(math.isfinite, drops)) and made.items() <= found.items() and not fresh:
             say(f"sensitivities read from {file}")
             return {**found, "file": str(file)}  # the folder may have moved
     model = parent.network()

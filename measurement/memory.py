@@ -1,7 +1,6 @@
 """Memory of inference."""
 
 import multiprocessing
-import os
 import re
 import signal
 import tempfile
@@ -30,12 +29,12 @@ def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: st
     """
     if machine.device.type == "cuda":
         return _allocated(path, shape, machine, engine) if engine in IN_TORCH else None
-    if engine == "compile" or not os.access(RESET_PEAK, os.W_OK):
+    if engine == "compile":
         return None
     # A fresh process, since this one's allocator keeps what earlier networks gave back.
     fresh = multiprocessing.get_context("spawn")
-    threads = torch.set_num_threads, (torch.get_num_threads(),)  # called there first
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, fresh, *threads) as pool:
+    how = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, fresh, **how) as pool:
         # Here, since what writes a file needs more memory than what runs it.
         if engine in FILES:
             network = checkpoints.load(path).network()
@@ -51,11 +50,14 @@ def _allocated(path: Path, shape: tuple[int, ...], machine: Machine, engine: str
     return torch.cuda.max_memory_allocated() - before
 
 
-def _resident_growth(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
+def _resident_growth(path: Path, shape: tuple, machine: Machine, engine: str) -> int | None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers an interrupt
     tiny, x = build(new_spec(20, 10, width=1, shortcut="B")), torch.randn(shape)
     ENGINES[engine](tiny, machine)(x[:1])()  # what the first one sets up is no network's
-    RESET_PEAK.write_text("5")
+    try:
+        RESET_PEAK.write_text("5")
+    except OSError:
+        return None
     before = _peak()
     if engine in FILES:
         bind = FORMATS[FILES[engine]].load(path, machine)

@@ -31,10 +31,12 @@ class MissingPackage(Exception):
 
 def require(*packages: str) -> None:
     """Raise MissingPackage, which says how to get it, if one of the packages is not installed."""
-    for package in packages:
-        if not importlib.util.find_spec(package):
-            advice = "pip install -r requirements-deploy.txt"
-            raise MissingPackage(f"{package} is not installed; {advice}")
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except ImportError as error:
+        advice = "pip install -r requirements-deploy.txt"
+        raise MissingPackage(f"{error.name} is not installed; {advice}") from None
 
 
 class Format(NamedTuple):

@@ -196,7 +196,8 @@ def special(config: PruningConfig) -> list[str]:
     """
     method = config.method if config.method in METHODS else PruningConfig.method
     default = resolve({"method": method})
-    usual = resolve({"method": method, "schedule": config.schedule})
+    schedule = config.schedule if config.method in METHODS else None
+    usual = resolve({"method": method, "schedule": schedule})
     names = ("criterion", "scope", "allocation")
     parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
     least = resolve({"method": method, "allocation": config.allocation}).min_keep

@@ -10,7 +10,7 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,8 @@ class Run:
     identity: Identity
     result: dict[str, Any]  # and the timing that the study compares
     curve: list[dict[str, Any]]
-    timings: dict[tuple[str, str], dict[str, Any]]  # by machine and engine
+    rows: list[dict[str, Any]]  # of benchmark.json
+    timings: dict[tuple[str, str], dict] = field(default_factory=dict)  # by machine and engine
 
     def __getitem__(self, key: str) -> Any:
         """Of the result."""
@@ -133,12 +134,11 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
     dense = {(run.identity.network, run["sha256"]) for run in runs if not run.identity.steps}
     parents = {run["arguments"]["parent"] for run in runs}
     for run in runs:
-        for place, row in list(run.timings.items()):
-            compared = (run.identity.network, row["reference"]) in dense
-            if row["sha256"] != run["sha256"] or not compared:
-                why = f"not of this and a dense checkpoint: {', '.join(place)}"
-                left_out.append(f"{run.folder}/benchmark.json: {why}")
-                del run.timings[place]
+        sound = [row for row in run.rows if (run.identity.network, row["reference"]) in dense]
+        sound = [row for row in sound if row["sha256"] == run["sha256"]]
+        if len(sound) < len(run.rows):
+            left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
+        run.timings = {_machine_and_engine(row): row for row in sound}  # the latest of each
         if run["stage"] == "pruned" and run["sha256"] not in parents:
             left_out.append(f"{run.folder}: pruned, but not fine-tuned")
     place = _place(runs, machine or "")
@@ -148,7 +148,7 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
 
 
 def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
-    """The machine, which has a part in its name, and the engine where most was timed.
+    """The machine, which has a part in its name, and the engine there, where most was timed.
 
     Of several, the fastest.
     """
@@ -158,7 +158,10 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
     if part and not matches:
         machines = "; ".join(dict.fromkeys(machine for machine, _ in places))
         raise ValueError(f"--machine {part}: not among those timed on: {machines}")
-    return statistics.mode(matches) if matches else (None, None)
+    if not matches:
+        return None, None
+    machine = statistics.mode(machine for machine, _ in matches)
+    return statistics.mode(place for place in matches if place[0] == machine)
 
 
 def _folders(roots: Sequence[Path]) -> Collection[tuple[Path, list[str]]]:
@@ -186,8 +189,7 @@ def _runs(folder: Path, names: list[str], left_out: list[str]) -> Iterator[Run]:
             curve = _read(log, lambda rows: _is_log(rows, identity.epochs), left_out)
         if "benchmark.json" in names:
             rows = _read(folder / "benchmark.json", _are_timings, left_out)
-        timings = {_machine_and_engine(row): row for row in rows}  # the latest of each
-        yield Run(str(folder), identity, result, curve, timings)
+        yield Run(str(folder), identity, result, curve, rows)
 
 
 def _read(file: Path, sound: Callable[[Any], Any], left_out: list[str]) -> Any:

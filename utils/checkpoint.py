@@ -175,6 +175,6 @@ def save_plain(path: Path, content: dict[str, Any]) -> None:
     def write(file: BinaryIO) -> None:
         torch.save(content, file)
         file.seek(0)
-        torch.load(file, weights_only=True)
+        torch.load(file, map_location="cpu", weights_only=True)
 
     files.write_atomically(path, write)

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import inspect
-import io
 import json
 import os
 import shlex
@@ -117,8 +116,9 @@ def run_script(
 
     The result is one JSON line or, on a terminal without --json, its `summary` for people.
     """
-    # None where a process was started without them.
-    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    # None where a process was started without them; no other file may take their numbers.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     p = build_parser()
     p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
     p.add_argument("--debug", action="store_true", help="traceback of an error")

@@ -138,8 +138,9 @@ def _decode(name: str, listing: dict, image_size: int) -> Data:
     splits = []
     for part, (_, samples) in listing.items():
         images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(read, samples)  # what is left is canceled if one fails
+        pool = ThreadPoolExecutor(os.cpu_count())
+        # Closed, it cancels what is left if one fails.
+        with pool, contextlib.closing(pool.map(read, samples)) as decoded:
             bar = tqdm(decoded, f"decoding {part}", len(samples), unit="img", disable=None)
             for index, image in enumerate(bar):
                 images[index] = image

@@ -299,9 +299,9 @@ class Run(contextlib.AbstractContextManager):
         entry |= {"versions": made_with, "machine": machine, "parent": self.identity["parent"]}
         history = [*(parent.history if parent else []), entry]
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
-        described = data.description(), record, metrics, history
-        checkpoint, file = Checkpoint(stage, spec_of(model), state, *described), self.model
-        result = {"stage": stage, "checkpoint": str(file), "dataset": data.name}
+        network_and_data = spec_of(model), state, data.description()
+        checkpoint = Checkpoint(stage, *network_and_data, record, metrics, history)
+        result = {"stage": stage, "checkpoint": str(self.model), "dataset": data.name}
         result |= {key: checkpoint.spec[key] for key in ("arch", "depth")}
         result["method"] = record.steps[-1].method if record else None
         result |= {"ratio": record.ratio if record else 0.0, "seed": seed}
@@ -310,8 +310,8 @@ class Run(contextlib.AbstractContextManager):
         result = plain(result)
         if rank() == 0:
             self._replace()
-            checkpoint.save(file)
-            result["sha256"] = sha256(file)  # what later stages call parent
+            checkpoint.save(self.model)
+            result["sha256"] = sha256(self.model)  # what later stages call parent
             write_json(self.folder / "result.json", result)
             self.resume.unlink(missing_ok=True)
         return result
@@ -341,9 +341,7 @@ def _show(value: Any) -> str:
 def versions() -> dict[str, str | None]:
     """What produced a checkpoint: library versions and, in a git checkout, the commit."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
-        commit = found.stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        commit = None
+    commit = None
+    with contextlib.suppress(OSError):  # no git
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     return {"torch": str(torch.__version__), "python": sys.version.split()[0], "commit": commit}

@@ -132,6 +132,22 @@ def test_of_engines_with_as_many_timings_the_fastest_counts(study):
     assert load([study]).engine == "fused bf16"
 
 
+def test_the_machine_with_the_most_timings_counts_in_whatever_engines(study):
+    other = {"name": "another", "threads": 2}
+    for file in study.glob("seed*/*/end/benchmark.json"):
+        more = [{"machine": other, "engine": engine} for engine in ("eager", "compile")]
+        edit(file, lambda rows, more=more: rows.extend({**rows[0], **one} for one in more))
+    assert load([study]).machine == "another, 2 threads"
+
+
+def test_a_later_timing_that_does_not_count_hides_no_earlier_one(study):
+    file = study / "seed0/soft/end/benchmark.json"
+    edit(file, lambda rows: rows.append({**rows[0], "reference": "nothing", "latency_ms": 9.0}))
+    found = load([study])
+    assert cell(found, "soft", "60 %").mean("latency_ms") < 9
+    assert found.left_out == [f"{file}: not of this and a dense checkpoint"]
+
+
 def test_a_run_that_is_there_twice_counts_once(study):
     write(
         study / "z",
