@@ -73,7 +73,9 @@ _ratios.__name__ = "number"  # what argparse calls it
 class PruningConfig(Options):
     """One pruning step."""
 
-    method: str = option("l1", "l1: cut filters; soft: zero, then cut; weight: mask weights")
+    method: str = option(
+        "l1", "l1: cut filters; soft: close and reopen them, then cut; weight: mask"
+    )
     ratio: float | tuple[float, ...] | None = option(
         0.3, "share to remove; one, or one for each stage", _ratios, "[0, 1)", metavar="R[,R...]"
     )
