@@ -30,7 +30,7 @@ def stage_ratios(
         elif trial:
             proposal = best + random.normal(0, 0.1, stages)
         ratios = _shifted(proposal, cost_at, target)
-        accuracy = accuracy_at(ratios)
+        accuracy = accuracy_at(ratios.tolist())
         if accuracy > highest:
             best, highest = ratios, accuracy
     return tuple(best.round(4).tolist())
