@@ -164,6 +164,11 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
         raise ValueError("--pattern takes the largest weights at once, by magnitude")
     if values["refit"] and values["gradual"]:
         raise ValueError("--refit is for a cut at once, without --gradual")
+    if values["gradual"] and {"taylor", "sensitivity"} & {
+        values["criterion"],
+        values["allocation"],
+    }:
+        raise ValueError("--criterion taylor and --allocation sensitivity are not for --gradual")
     if values["ramp"] and "gradual" in method.flags and not values["gradual"]:
         raise ValueError("--ramp means nothing without --gradual")
     if "min_keep" not in given and "min_keep" in method.flags:

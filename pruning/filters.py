@@ -7,7 +7,7 @@ from models import spec_of
 from .config import ALLOCATIONS
 from .gates import Gated
 from .masks import cut_masks
-from .method import FILTER_FLAGS, Pruned, State, Task
+from .method import FILTER_FLAGS, Pruned, Task
 from .selection import as_lists, choose
 from .surgery import cut, mask_channels
 
@@ -26,8 +26,10 @@ class Filters(Gated):
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         if self.config.gradual:
             return super().prune(model, task)
+        if self.config.refit and (task.batches is None or task.masks):
+            raise ValueError("--refit needs training images, and a network without weight masks")
         ratio, kept, rows = choose(model, self.config, task)
         slim = cut(model, kept)
         masks = cut_masks(spec_of(model), kept, task.masks)
-        self.state = State(as_lists(kept), masks)
+        self.state = self.State(as_lists(kept), masks)
         return Pruned(slim, slim, mask_channels(model, kept), ratio, rows)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from models import Cost, Group, channel_groups, spec_of
@@ -37,38 +38,48 @@ class Gates:
     """Gates of some channel groups of a network, all open at first.
 
     They are neither parameters nor buffers of the network, and to be put in before it is compiled.
+    With `watched`, a backward pass tells what each gate does to the loss.
     """
 
-    def __init__(self, model: nn.Module, groups: list[Group]) -> None:
+    def __init__(self, model: nn.Module, groups: list[Group], watched: bool = True) -> None:
         self.groups = groups
         self._gates: dict[str, Tensor] = {}  # by the layer that reads
-        for layer in dict.fromkeys(span.layer for group in groups for span in group.consumers):
-            reader = model.get_submodule(layer)
-            gate = torch.ones(reader.weight.shape[1], device=reader.weight.device)
-            self._gates[layer] = gate.requires_grad_()
-            reader.register_forward_pre_hook(partial(_multiply, gate))
+        # Of each group the gates, and where its channels are in them.
+        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {group.name: [] for group in groups}
+        for group in groups:
+            for layer, channels in group.consumers:
+                reader = model.get_submodule(layer)
+                if layer not in self._gates:
+                    gate = torch.ones(reader.weight.shape[1], device=reader.weight.device)
+                    self._gates[layer] = gate.requires_grad_(watched)
+                    reader.register_forward_pre_hook(partial(_multiply, gate))
+                gate = self._gates[layer]
+                index = torch.tensor(channels, device=gate.device)
+                self._parts[group.name].append((gate, index))
 
     @torch.no_grad()
     def close(self, kept: Kept) -> None:
         """Close all channels but the kept ones."""
         for group in self.groups:
             gone = not_kept(group.size, kept[group.name])
-            for layer, channels in group.consumers:
-                gate = self._gates[layer]
-                gate[list(channels)] = (~gone).to(gate)
+            for gate, index in self._parts[group.name]:
+                gate[index] = (~gone).to(gate)
 
     def effects(self) -> Scores:
         """The gradients (size,) of the gates of each group, by its name, since the last call.
 
         To first order the effect on the loss of closing a channel, or of opening a closed one.
+        The same in all processes that train together.
         """
-        found = {}
-        for group in self.groups:
-            parts = [self._gates[layer].grad[list(channels)] for layer, channels in group.consumers]
-            found[group.name] = torch.stack(parts).sum(0)
+        found = torch.cat(
+            [sum(gate.grad[index] for gate, index in parts) for parts in self._parts.values()]
+        )
+        if dist.is_initialized():
+            dist.all_reduce(found)
         for gate in self._gates.values():
             gate.grad = None
-        return found
+        parts = found.split([group.size for group in self.groups])
+        return {group.name: part for group, part in zip(self.groups, parts, strict=True)}
 
 
 @dataclass
@@ -91,6 +102,9 @@ class Gated(Method):
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         """Set the pruning up; `network` is what pruning now, at once, would give."""
+        if self.config.target_latency and self.config.allocation in ("global", "macs"):
+            # The ratio is solved now; where later scores will cut is not known.
+            raise ValueError("--target-latency while training needs --allocation layer or search")
         ratio, kept, rows = choose(model, self.config, task)
         everything = {g.name: list(range(g.size)) for g in channel_groups(spec_of(model))}
         how = ratio, multiple_of(self.config, task), task.image_size, list(task.dense)
@@ -101,13 +115,13 @@ class Gated(Method):
         self.gates, self.opened, self.closed = None, 0, 0
         if self.state.pending:
             groups, _ = select(channel_groups(spec_of(model)), self.config.skip, self.config.scope)
-            self.gates = Gates(model, groups)
+            self.gates = Gates(model, groups, watched=self.config.criterion == "gate")
             self.gates.close(self.state.kept_channels())
 
     def on_gradients(self, model: nn.Module) -> None:
         if self.gates and self.config.criterion == "gate":
-            effects, known = self.gates.effects(), self.state.effects
-            for name, effect in effects.items():
+            known = self.state.effects
+            for name, effect in self.gates.effects().items():
                 new = (1 - MEMORY) * effect.square()
                 known[name] = MEMORY * known[name].to(new.device) + new if name in known else new
 
@@ -118,12 +132,12 @@ class Gated(Method):
         hold_masks(model, self.state.masks, optimizer)
         start, end = self.config.ramp or RAMP
         done = (step + 1) / steps
-        if self.gates and step % EVERY == 0 and start < done < end:
+        if self.gates and step % EVERY == 0 and start < done:
             self._choose(model, cubic((done - start) / (end - start)))
 
     def _choose(self, model: nn.Module, share: float) -> None:
         """Close what is the least important now, so far as the `share` of the final amount asks."""
-        state, config = self.state, self.config
+        state, config = self.state, replace(self.config, round_to=self.state.multiple)
         if config.target_latency or config.allocation == "search":  # that took a clock, or images
             ratio = state.final_ratio
             ratio = tuple(ratio) if isinstance(ratio, list) else ratio
@@ -134,10 +148,9 @@ class Gated(Method):
         calibration = Calibration(config.seed, effects=state.effects)
         scores = score(model, self.gates.groups, config.criterion, calibration)
         before = {g.name: not_kept(g.size, state.kept[g.name]) for g in self.gates.groups}
-        if not self.revives:
-            scores = {name: own.masked_fill(before[name], -1) for name, own in scores.items()}
+        closed = {} if self.revives else before
         task = Task(Cost(*state.dense_cost), state.image_size, multiple=state.multiple)
-        _, kept, _ = choose(model, config, task, scores, share)
+        _, kept, _ = choose(model, config, task, share, scores, closed)
         self.gates.close(kept)
         state.kept |= as_lists(kept)
         for group in self.gates.groups:
@@ -175,4 +188,4 @@ class Gated(Method):
 
     def _final(self, model: nn.Module) -> State:
         masks = cut_masks(spec_of(model), self.state.kept_channels(), self.state.masks)
-        return State(self.state.kept, masks)
+        return self.State(self.state.kept, masks)

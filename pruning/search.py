@@ -20,7 +20,10 @@ def stage_ratios(
 
     `cost_at(ratios)` falls as the ratios rise. First equal ratios, then random ones, then
     neighbors of the best so far; each proposal is shifted as a whole until it costs the target.
+    Raises ValueError for a target that is out of reach.
     """
+    if cost_at([MOST] * stages) > target:
+        raise ValueError(f"--allocation search leaves at least {1 - MOST:.2f} of each stage")
     random = np.random.default_rng(seed)
     best, highest = np.zeros(stages), -np.inf
     for trial in range(trials):
@@ -33,7 +36,7 @@ def stage_ratios(
         accuracy = accuracy_at(ratios.tolist())
         if accuracy > highest:
             best, highest = ratios, accuracy
-    return tuple(best.round(4).tolist())
+    return tuple(best.tolist())
 
 
 def _shifted(

@@ -7,7 +7,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import Group, Spec, channel_groups, cost_of, spec_of
 
@@ -25,13 +25,15 @@ def choose(
     model: nn.Module,
     config: PruningConfig,
     task: Task,
-    scores: Scores | None = None,
     share: float = 1.0,
+    scores: Scores | None = None,
+    closed: dict[str, Tensor] | None = None,
 ) -> tuple[float | list[float], Kept, list[Row]]:
     """The ratio, the kept indices, and a report on every group.
 
-    `scores` are those of the config's criterion unless they are given. A `share` below 1 goes
-    only so far on the way from the network as it is to the amount that the config asks for.
+    A `share` below 1 goes only so far on the way from the network as it is to the amount that the
+    config asks for. `scores` are those of the config's criterion unless they are given; `closed`
+    (size,) says by group which channels go first whatever their score.
     Raises ValueError for a config that does not fit the network.
     """
     spec = spec_of(model)
@@ -42,11 +44,14 @@ def choose(
     limits = Limits(config.min_keep, multiple_of(config, task))
     if scores is None:
         scores = score(model, groups, config.criterion, Calibration(config.seed, task.batches))
+    scores = dict(scores)
     if config.allocation in ("global", "macs"):
         scores = normalize_scores(scores, config.criterion)
     if config.allocation == "macs":
         saved = macs_of_a_channel(spec, groups, task.image_size)
         scores = {name: values / saved[name] for name, values in scores.items()}
+    for name, first in (closed or {}).items():
+        scores[name] = scores[name].masked_fill(first, -1.0)
 
     def at(ratio: float | Sequence[float]) -> Kept:
         return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)

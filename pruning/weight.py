@@ -196,7 +196,8 @@ class Weight(Method):
     ) -> None:
         """Follow the gradual schedule, if there is one, and hold the masks."""
         hold_masks(model, self.state.masks, optimizer)
-        if self.state.pending and step % max(1, steps // GRADUAL_UPDATES) == 0:
+        due = step % max(1, steps // GRADUAL_UPDATES) == 0 or step + 1 == steps
+        if self.state.pending and due:
             start, end = self.config.ramp or RAMP
             share = cubic(max(0.0, (step + 1) / steps - start) / (end - start))
             ratio, earlier = share * self.config.ratio, self.state.start

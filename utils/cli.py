@@ -26,7 +26,7 @@ from .device import rank
 from .files import plain
 from .log import say
 
-SCHEDULES = ("cubic", "he2018", "asymptotic")
+SCHEDULES = ("cubic", "he2018", "asymptotic", "constant")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from models import build, cost_of, costs, import_weights, spec_of
-from pruning import Record
+from pruning import PruningConfig, Record
 from pruning.config import flag
 
 from . import checkpoint as checkpoints
@@ -256,6 +256,11 @@ class Run(contextlib.AbstractContextManager):
             raise CheckpointError(f"{self.resume}: damaged; --force starts over") from None
 
     def _compare(self, made_with: dict[str, Any]) -> None:
+        with contextlib.suppress(
+            KeyError, TypeError, ValueError
+        ):  # an older version had fewer options
+            step = PruningConfig.from_dict(made_with["pruning"] or {}).as_dict()
+            made_with = made_with | ({"pruning": step} if made_with["pruning"] else {})
         old, new = (dict(_leaves(identity)) for identity in (made_with, self.identity))
         differing = {
             name.rpartition(".")[2]: f"was {_show(old.get(name))}, is {_show(new.get(name))}"

@@ -139,12 +139,14 @@ class _Training:
     def cut(self, kept: Kept) -> None:
         """Cut channels out of the network and of its momentum; the schedule goes on."""
         spec, moving = spec_of(self.model), self.optimizer.state
-        momentum = {n: moving[p]["momentum_buffer"] for n, p in self.model.named_parameters()}
+        momentum = {n: moving[p].get("momentum_buffer") for n, p in self.model.named_parameters()}
+        momentum = {n: buffer for n, buffer in momentum.items() if buffer is not None}
         momentum = cut_tensors(spec, kept, momentum)
         self.model = place(cut(self.model, kept), self.machine)
         self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
         moving.clear()
-        for name, parameter in self.model.named_parameters():
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in ((name, parameters[name]) for name in momentum):
             # In the order in memory that its parameter has.
             buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
             moving[parameter] = {"momentum_buffer": buffer}

@@ -299,6 +299,7 @@ def test_a_killed_pruning_resumes_with_the_same_bits(work, monkeypatch, how):
     resumed = checkpoint("cut")
     for key, tensor in whole.state_dict.items():
         assert torch.equal(tensor, resumed.state_dict[key]), key
+    assert whole.pruning.as_dict().keys() == resumed.pruning.as_dict().keys()
     for name, mask in whole.pruning.state.masks.items():
         assert torch.equal(mask, resumed.pruning.state.masks[name])
     skipped = ("seconds", "images_per_second")
@@ -409,6 +410,23 @@ def test_the_control_is_compiled_only_if_asked(work, monkeypatch):
     original = checkpoints.load(file)
     assert original.trained_with()["recipe"] == made["recipe"]
     assert not main.resolve_training(given, original)[1].compile
+
+
+def test_runs_of_a_version_with_fewer_options_are_still_done(work):
+    flags = [*NET, *DATA, "--ratio", "0.3"]
+    output = result(run("res50prune.py", *flags, cwd=work))
+    file = (work / output["checkpoint"]).with_name("result.json")
+    content = json.loads(file.read_text())
+    for name in ("refit", "ramp"):
+        del content["arguments"]["pruning"][name]
+    file.write_text(json.dumps(content))
+    assert result(run("res50prune.py", *flags, cwd=work))["top1"] == output["top1"]
+
+
+def test_a_cut_while_training_needs_no_momentum(work):
+    flags = ["--method", "soft", "--ratio", "0.5", "--momentum", "0"]
+    output = result(run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work))
+    assert output["params"] < output["dense_params"]
 
 
 def test_a_network_pruned_while_trained_has_recovered(work):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -111,6 +113,41 @@ def test_a_target_is_met_where_the_ramp_ends(allocation):
     rows, slim = train(model, method, epochs=4, steps=EVERY)
     assert cost_of(spec_of(slim)).macs / dense == pytest.approx(0.4, abs=0.03)
     assert 0 < rows[0]["pruned_ratio"] < rows[1]["pruned_ratio"]
+
+
+@pytest.mark.parametrize("allocation", ["layer", "global", "macs"])
+def test_a_ramp_closes_what_a_cut_at_once_removes_while_nothing_is_learned(allocation):
+    model = lively(new_spec(20, 10))
+    flags = {"criterion": "l2", "allocation": allocation, "ratio": 0.6}
+    at_once = METHODS["l1"](resolve(flags))
+    at_once.prune(model, Task(cost_of(spec_of(model))))
+    method = set_up(model, **flags, gradual=True)
+    optimizer, steps = torch.optim.SGD(model.parameters()), 20 * EVERY
+    for step in range(0, steps // 2, EVERY):
+        method.on_step(model, optimizer, step, steps)
+    method.on_epoch(model, 0.5, [], None)
+    inner = at_once.state.kept.keys()
+    assert {name: method.state.kept[name] for name in inner} == at_once.state.kept
+
+
+def test_a_ramp_rounds_widths_for_a_latency_target_as_the_cut_would():
+    model = lively(SPECS[1])
+    dense = cost_of(spec_of(model)).macs
+    task = Task(cost_of(spec_of(model)), latency=lambda m: cost_of(spec_of(m)).macs / dense)
+    method = METHODS["soft"](resolve({"method": "soft", "target_latency": 0.5, "ramp": (0, 0.5)}))
+    method.prune(model, replace(task, multiple=2))
+    method.on_start(model)
+    method.on_epoch(model, 0.5, [], None)
+    assert all(len(index) % 2 == 0 for index in method.state.kept.values())
+    with pytest.raises(ValueError, match="--target-latency while training"):
+        flags = {"method": "soft", "target_latency": 0.5, "allocation": "global"}
+        METHODS["soft"](resolve(flags)).prune(model, task)
+
+
+@pytest.mark.parametrize("flag", [{"criterion": "taylor"}, {"allocation": "sensitivity"}])
+def test_what_needs_images_is_refused_for_a_ramp(flag):
+    with pytest.raises(ValueError, match="not for --gradual"):
+        resolve({"gradual": True, **flag})
 
 
 def test_channels_that_save_more_macs_go_first():

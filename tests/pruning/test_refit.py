@@ -53,3 +53,8 @@ def test_a_refit_network_is_nearer_to_the_original():
     assert record.steps[0].refit
     assert errors[1] < errors[0]
     assert spec_of(slim)["widths"]["layer1.0.conv1"] == 8
+
+
+def test_a_repair_needs_images():
+    with pytest.raises(ValueError, match="--refit needs training images"):
+        prune(build(new_spec(20, 10, width=2)), 12, ratio=0.5, refit=True)
