@@ -256,11 +256,6 @@ class Run(contextlib.AbstractContextManager):
             raise CheckpointError(f"{self.resume}: damaged; --force starts over") from None
 
     def _compare(self, made_with: dict[str, Any]) -> None:
-        with contextlib.suppress(
-            KeyError, TypeError, ValueError
-        ):  # an older version had fewer options
-            step = PruningConfig.from_dict(made_with["pruning"] or {}).as_dict()
-            made_with = made_with | ({"pruning": step} if made_with["pruning"] else {})
         old, new = (dict(_leaves(identity)) for identity in (made_with, self.identity))
         differing = {
             name.rpartition(".")[2]: f"was {_show(old.get(name))}, is {_show(new.get(name))}"
@@ -333,6 +328,9 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
 def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names, like "recipe.lr", and values of an identity."""
     for name, value in identity.items():
+        if name == "pruning":  # an older version had fewer options
+            with contextlib.suppress(TypeError, ValueError, AttributeError):
+                value = PruningConfig.from_dict(value).as_dict()
         if isinstance(value, dict):
             yield from ((f"{name}.{field}", own) for field, own in value.items())
         else:
