@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from models import build, cost_of, new_spec
-from pruning import PruningConfig, Task, name_of, prune_step, resolve
+from pruning import METHODS, PruningConfig, Task, name_of, prune_step, resolve
+from pruning.config import ALIASES
 from pruning.masks import apply_masks
 from utils import cli
 from utils import run as runs
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> dict:
     machine = prepare(config)
     original = read_original(args.like, given, pruning) if args.like else None
     network, recipe = resolve_training(given, original)
-    step = resolve({**pruning, "seed": recipe.seed}) if pruning else None
+    step = pruning_step(pruning, recipe.seed) if pruning else None
     name = f"{name_of([step])}/scratch" if step else "baseline"
     if original:
         flops = "-flops" if recipe.name == "equal-flops" else ""
@@ -64,6 +65,13 @@ def main(args: argparse.Namespace) -> dict:
         if original:
             return train_like(original, data, recipe, run)
         return train(network, data, recipe, run, step)
+
+
+def pruning_step(given: dict, seed: int) -> PruningConfig:
+    """How to prune while training: gradually, where a method could also do it at once."""
+    name = given.get("method", PruningConfig.method)
+    gradual = "gradual" in METHODS[ALIASES.get(name, name)].flags and "pattern" not in given
+    return resolve({**given, "seed": seed} | ({"gradual": True} if gradual else {}))
 
 
 def read_original(path: Path, given: dict, pruning: dict) -> Checkpoint:

@@ -31,17 +31,18 @@ from models import build, channel_groups, cost_of, costs
 from pruning import PruningConfig, Task, name_of, prune_step, resolve, sensitivity
 from pruning.allocation import hardware_multiple, select
 from pruning.criteria import Calibration, score
+from pruning.refit import refit
 from pruning.surgery import verify
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint
-from utils.config import RunConfig, fill
+from utils.config import Recipe, RunConfig, fill
 from utils.data import Data, normalize, sample
 from utils.device import Machine, place, prepare
 from utils.files import write_json
 from utils.log import say, table
 from utils.run import Outcome, Run
-from utils.train import evaluate
+from utils.train import evaluate, recalibrate
 
 CHECK_IMAGES = 16
 CALIBRATION_IMAGES = 512
@@ -103,7 +104,13 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
     groups, _ = select(channel_groups(parent.spec), step.skip, step.scope)
     multiple = hardware_multiple(machine.device.type, groups)
     masks = parent.pruning.state.masks if parent.pruning else {}
-    task = Task(cost_of(parent.dense, size), size, batches, masks, clock, multiple, drops)
+    judged = data.train.draw(SENSITIVITY_IMAGES, step.seed)
+
+    def accuracy(network: nn.Module) -> float:
+        recalibrate(network, data, machine, Recipe(seed=step.seed))
+        return evaluate(network, data, machine, judged)[0]
+
+    task = Task(cost_of(parent.dense, size), size, batches, masks, clock, accuracy, multiple, drops)
 
     pruning_start = time.perf_counter()
     pruned, record = prune_step(model, step, task, parent.pruning)
@@ -111,6 +118,8 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
     say(table(("group", "before", "after", "protected by"), pruned.rows))
     x = normalize(data.train.images[:CHECK_IMAGES], data.mean, data.std)
     difference, largest = verify(pruned.reference, pruned.network, x)
+    if step.refit:
+        refit(model, pruned.network, record.state.kept_channels(), batches)
     before, after = costs(model, size), costs(pruned.network, size)
     for name, left in (("params", "nonzero_params"), ("macs", "effective_macs")):
         say(f"{name} {before[name]:,} -> {after[name]:,} ({after[left]:,} by weights not zero)")

@@ -12,7 +12,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 part=${1:---help}
 [ $# = 0 ] || shift
-methods="l1, soft, weight, l1 --criterion random"
+methods="l1, soft --schedule asymptotic, weight, l1 --criterion random"
 train="--lr 0.2 --label-smoothing 0 --compile" tune="--label-smoothing 0 --compile"
 case $part in
     thin) networks=("--depth 20") epochs=32 tune_epochs=10 seeds="0 1 2" ;;

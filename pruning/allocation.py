@@ -95,12 +95,12 @@ def allocate(
     from each group as much as costs the same accuracy by itself (group -> ratio -> drop).
     Ties go to the lower index. Raises ValueError if the ratios do not fit.
     """
-    if allocation != "layer" and isinstance(ratio, Sequence):
+    if allocation not in ("layer", "search") and isinstance(ratio, Sequence):
         raise ValueError("one ratio per stage needs --allocation layer")
     if allocation == "sensitivity":
         assert sensitivity is not None
         counts = _equal_drop_counts(groups, sensitivity, ratio)
-    elif allocation == "global":
+    elif allocation in ("global", "macs"):
         counts = _global_counts(groups, scores, ratio, limits)
     else:
         counts = {g.name: keep_count(g.size, _of_stage(ratio, g)) for g in groups}

@@ -8,9 +8,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCOPES = ("inner", "all")
-ALLOCATIONS = ("layer", "global", "sensitivity")
+ALLOCATIONS = ("layer", "global", "macs", "sensitivity", "search")
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
-LEAST = {"layer": 1.0, "global": 0.1, "sensitivity": 0.1}
+LEAST = {"layer": 1.0, "global": 0.1, "macs": 0.1, "sensitivity": 0.1, "search": 1.0}
+ALLOCATION = (
+    "layer: equal; global: lowest scores; macs: lowest scores per MAC; "
+    "sensitivity: least loss alone; search: best ratio for each stage"
+)
+SCHEDULE = "soft: cubic: closed by gates; he2018, asymptotic: zeroed once an epoch (default: cubic)"
+RAMP = "of pruning while training, as fractions of it (default: 0.1 0.5; weight: 0 0.75)"
 METHODS: dict[str, Any] = {}  # by the name that --method takes; filled by library.py
 ALIASES = {"filters": "l1", "unstructured": "weight"}  # other names of methods
 AMOUNTS = ("ratio", "target_macs", "target_params", "target_latency", "pattern")
@@ -67,7 +73,9 @@ _ratios.__name__ = "number"  # what argparse calls it
 class PruningConfig(Options):
     """One pruning step."""
 
-    method: str = option("l1", "l1: cut filters; soft: zero, then cut; weight: mask weights")
+    method: str = option(
+        "l1", "l1: cut filters; soft: close and reopen them, then cut; weight: mask"
+    )
     ratio: float | tuple[float, ...] | None = option(
         0.3, "share to remove; one, or one for each stage", _ratios, "[0, 1)", metavar="R[,R...]"
     )
@@ -78,22 +86,26 @@ class PruningConfig(Options):
     pattern: str | None = option(None, "weight: N weights kept of every M", metavar="N:M")
     criterion: str = option("l1", "importance of a channel or weight")
     scope: str = option("inner", "inner: within blocks; all: residual sum, too", str, SCOPES)
-    allocation: str = option(
-        "layer", "layer: equal; global: lowest scores; sensitivity: least loss", str, ALLOCATIONS
-    )
+    allocation: str = option("layer", ALLOCATION, str, ALLOCATIONS)
     skip: tuple[str, ...] = option((), "layers to leave whole", nargs="+", metavar="NAME")
     min_keep: float = option(
         1.0, "least channels kept: a number, or a fraction (default: 1; not by layer: 0.1)", float
     )
     round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
-    schedule: str = option("asymptotic", "soft: rise of the ratio over the epochs")
-    gradual: bool = option(False, "weight: pruning during fine-tuning, on a cubic schedule", bool)
+    refit: bool = option(False, "l1: least-squares repair after the cut, on training images", bool)
+    schedule: str = option("asymptotic", SCHEDULE)
+    gradual: bool = option(False, "l1, weight: pruning while training, on a ramp", bool)
+    ramp: tuple[float, float] | None = option(
+        None, RAMP, float, "[0, 1]", nargs=2, metavar=("START", "END")
+    )
     seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.min_keep < 1e9 or (self.min_keep > 1 and self.min_keep % 1):
             raise ValueError(f"--min-keep {self.min_keep} is neither a count nor a fraction")
+        if self.ramp and not self.ramp[0] < self.ramp[1]:
+            raise ValueError(f"--ramp {self.ramp[0]} {self.ramp[1]}: it ends before it starts")
         for name in self.skip:
             if not re.fullmatch(r"[\w.]+", name):
                 raise ValueError(f"--skip {name}: no such name")
@@ -113,6 +125,11 @@ class PruningConfig(Options):
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def method_class(config: PruningConfig) -> Any:
+    """The class that prunes as a config says."""
+    return METHODS[config.method].variant(config.schedule)
+
+
 def resolve(given: dict[str, Any]) -> PruningConfig:
     """The config for the values that were given (None: not given), the rest by the method.
 
@@ -122,13 +139,12 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     usual = {field.name: field.default for field in fields(PruningConfig)}
     if unknown := given.keys() - usual.keys():
         raise ValueError(f"{', '.join(map(flag, sorted(unknown)))}: no such option of pruning")
-    if isinstance(given.get("ratio"), list):
-        given["ratio"] = tuple(given["ratio"])
+    given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
     name = given.get("method", PruningConfig.method)
     given["method"] = name = ALIASES.get(name, name)
     skip = given.get("skip", ())
     given["skip"] = tuple(sorted({skip} if isinstance(skip, str) else set(skip)))
-    method = METHODS[name]
+    method = METHODS[name].variant(given.get("schedule"))
     usual |= method.defaults
     optional = {own for other in METHODS.values() for own in other.flags} - set(method.flags)
     for own in optional & given.keys():
@@ -146,6 +162,15 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
             raise ValueError(f"{told}, which knows {', '.join(known)}")
     if values["pattern"] and (values["gradual"] or values["criterion"] != usual["criterion"]):
         raise ValueError("--pattern takes the largest weights at once, by magnitude")
+    if values["refit"] and values["gradual"]:
+        raise ValueError("--refit is for a cut at once, without --gradual")
+    if values["gradual"] and {"taylor", "sensitivity"} & {
+        values["criterion"],
+        values["allocation"],
+    }:
+        raise ValueError("--criterion taylor and --allocation sensitivity are not for --gradual")
+    if values["ramp"] and "gradual" in method.flags and not values["gradual"]:
+        raise ValueError("--ramp means nothing without --gradual")
     if "min_keep" not in given and "min_keep" in method.flags:
         values["min_keep"] = LEAST[values["allocation"]]
     # Only the clock looks at a batch.
@@ -177,11 +202,15 @@ def special(config: PruningConfig) -> list[str]:
     A method that another program brought counts as the default one.
     """
     method = config.method if config.method in METHODS else PruningConfig.method
-    usual = resolve({"method": method})
-    names = ("criterion", "scope", "allocation", "schedule")
+    default = resolve({"method": method})
+    schedule = config.schedule if config.method in METHODS else None
+    usual = resolve({"method": method, "schedule": schedule})
+    names = ("criterion", "scope", "allocation")
     parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
     least = resolve({"method": method, "allocation": config.allocation}).min_keep
-    parts += ["gradual"] if config.gradual else []
+    parts += [config.schedule] if config.schedule != default.schedule else []
+    parts += [name for name in ("refit", "gradual") if getattr(config, name)]
+    parts += ["ramp{:g}-{:g}".format(*config.ramp)] if config.ramp else []
     parts += ["skip" + ",".join(config.skip)] if config.skip else []
     parts += [f"min{config.min_keep:g}"] if config.min_keep != least else []
     return parts + ([f"by{config.round_to}"] if config.round_to else [])

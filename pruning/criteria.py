@@ -27,6 +27,7 @@ class Calibration(NamedTuple):
 
     seed: int = 0
     batches: Batches | None = None  # of training images; None where there are none
+    effects: Scores | None = None  # of the gates, while training
 
 
 Criterion = Callable[[nn.Module, list[Group], Calibration], Scores]
@@ -107,6 +108,15 @@ def taylor(model: nn.Module, groups: list[Group], calibration: Calibration) -> S
     return {name: total / count for name, total in scores.items()}
 
 
+def gate(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
+    """Effect on the loss of its gate, averaged while training (Molchanov et al. 2017, arXiv
+    1611.06440, section 2.2; squared, as in their paper of 2019).
+
+    Before any gate was seen, L1-norms as shares of their mean.
+    """
+    return calibration.effects or normalize_scores(by_filter(l1)(model, groups, calibration), "l1")
+
+
 def random(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
     """Drawn from the seed, the control (uniform scores)."""
     generator = torch.Generator().manual_seed(calibration.seed)
@@ -119,12 +129,13 @@ CRITERIA: dict[str, Criterion] = {
     "fpgm": by_filter(fpgm),
     "bn": bn,
     "taylor": taylor,
+    "gate": gate,
     "random": random,
 }
 
 
 # Those that compare across groups as they are; sums over filters grow with the fan-in instead.
-COMPARABLE = ("bn", "taylor", "random")
+COMPARABLE = ("bn", "taylor", "gate", "random")
 
 
 def normalize_scores(scores: Scores, criterion: str) -> Scores:

@@ -7,10 +7,11 @@ from torch import nn
 
 from models import cost_of, costs, spec_of
 
-from .config import METHODS, PruningConfig, resolve
+from .config import METHODS, PruningConfig, method_class, resolve
 from .criteria import Batches
 from .filters import Filters
 from .method import Pruned, Record, Task
+from .refit import refit
 from .soft import Soft
 from .surgery import verify
 from .weight import Weight
@@ -25,7 +26,7 @@ def prune_step(
 
     Raises ValueError for a config that does not fit the network.
     """
-    method = METHODS[config.method](config)
+    method = method_class(config)(config)
     pruned = method.prune(model, task)
     before, after = (costs(m, task.image_size)["effective_macs"] for m in (model, pruned.network))
     dense = earlier.dense if earlier else spec_of(model)
@@ -50,4 +51,6 @@ def prune(
     device = next(model.parameters()).device
     x = torch.randn(4, 3, image_size, image_size, device=device)
     verify(pruned.reference, pruned.network, x)
+    if record.steps[-1].refit:
+        refit(model, pruned.network, record.state.kept_channels(), batches)
     return pruned.model, record

@@ -13,7 +13,8 @@ from torch import nn
 
 from models import Cost, Spec
 
-from .config import ALLOCATIONS, METHODS, PruningConfig
+from .allocation import Kept
+from .config import ALLOCATIONS, PruningConfig, method_class
 from .criteria import CRITERIA, Batches
 from .masks import Masks, hold_masks
 
@@ -23,6 +24,14 @@ Measure = Callable[[nn.Module], tuple[float, float]]  # top-1 in percent, loss
 FILTER_FLAGS = ("target_macs", "target_params", "target_latency", "scope", "min_keep", "round_to")
 
 
+def cubic(t: float) -> float:
+    """Share of the final amount after the fraction t of a ramp: 1 - (1 - t)^3.
+
+    Zhu & Gupta 2017 (arXiv 1710.01878), equation 1, from an initial sparsity of 0.
+    """
+    return 1 - (1 - min(1.0, t)) ** 3
+
+
 @dataclass
 class State:
     """What a method carries from stage to stage: plain types and tensors, saved by field name."""
@@ -30,6 +39,10 @@ class State:
     kept: dict[str, list[int]] = field(default_factory=dict)  # group name -> kept channels
     masks: Masks = field(default_factory=dict)  # of single weights
     pending: bool = False  # whether the pruning is still to be done, by a training
+
+    def kept_channels(self) -> Kept:
+        """`kept` as indices."""
+        return {name: torch.tensor(index) for name, index in self.kept.items()}
 
     def figures(self) -> dict[str, Any]:
         """What a result tells of it."""
@@ -45,6 +58,7 @@ class Task:
     batches: Batches | None = None  # calibration data: training images, for a criterion to see
     masks: Masks = field(default_factory=dict)  # that an earlier pruning left
     latency: Callable[[nn.Module], float] | None = None  # as a fraction of the dense network's
+    accuracy: Callable[[nn.Module], float] | None = None  # on training images, recalibrated before
     multiple: int = 1  # of what the device likes widths to be
     sensitivity: Mapping[str, Mapping[str, float]] | None = None  # group -> ratio -> drop
 
@@ -62,10 +76,10 @@ class Pruned(NamedTuple):
 class Method:
     """A way of pruning. Only `prune` is needed; the other functions take part in training.
 
-    A training calls `on_gradients` before each update, `on_step` after it and `on_epoch` before
-    each evaluation, and evaluates, saves and hands over what `finish` gives. Weight masks in the
-    state are held throughout. In training, a method whose state is not `pending` has nothing left
-    to do but that.
+    A training calls `on_start` first, `on_gradients` before each update, `on_step` after it,
+    `on_epoch` and `to_cut` before each evaluation, and evaluates and hands over what `finish`
+    gives. Weight masks in the state are held throughout. In training, a method whose state is not
+    `pending` has nothing left to do but that.
     """
 
     State: type[State] = State
@@ -76,6 +90,11 @@ class Method:
     allocations: tuple[str, ...] = ALLOCATIONS
     recalibrates: bool = False  # whether BatchNorm's statistics do not fit what `finish` gives
 
+    @classmethod
+    def variant(cls, schedule: str | None) -> type[Method]:
+        """The class for a schedule, where those differ in more than their curve."""
+        return cls
+
     def __init__(self, config: PruningConfig | None = None, state: State | None = None) -> None:
         self.config = config or PruningConfig()
         self.state = copy.deepcopy(state) if state else self.State()  # training changes it
@@ -83,6 +102,9 @@ class Method:
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         """Stage 2. Changes nothing of `model`; what training needs to know goes into the state."""
         raise NotImplementedError
+
+    def on_start(self, model: nn.Module) -> None:
+        """Act before a training starts or goes on, before the network is compiled."""
 
     def on_gradients(self, model: nn.Module) -> None:
         """See the gradients of a batch, and change them if need be."""
@@ -102,6 +124,10 @@ class Method:
         """
         return {}
 
+    def to_cut(self, model: nn.Module, progress: float) -> Kept:
+        """The channels to keep of groups that are cut now, after an epoch, for good."""
+        return {}
+
     def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
         """The network as it would be handed over now, and its state. Changes nothing."""
         return model, self.state
@@ -119,7 +145,7 @@ class Record:
 
     def method(self) -> Method:
         """The method of the last step, with a state of its own."""
-        return METHODS[self.steps[-1].method](self.steps[-1], self.state)
+        return method_class(self.steps[-1])(self.steps[-1], self.state)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
@@ -135,4 +161,4 @@ class Record:
         own = {key: content[key] for key in ("ratio", "dense", "share_cut")}
         steps = [PruningConfig.from_dict(step) for step in content["steps"]]
         state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
-        return cls(steps, **own, state=METHODS[steps[-1].method].State(**state))
+        return cls(steps, **own, state=method_class(steps[-1]).State(**state))

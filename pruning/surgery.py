@@ -1,7 +1,6 @@
 """Cut channels out of a network. Nothing here changes the model that it is given."""
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -125,21 +124,3 @@ def verify(masked: nn.Module, slim: nn.Module, x: Tensor) -> tuple[float, float]
             f"the cut network computes something else: logits differ by {difference}"
         )
     return difference, largest
-
-
-@torch.no_grad()
-def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace BatchNorm's running statistics by averages over batches (n, 3, h, w), in place.
-
-    Those of a network before it was cut do not fit the one after. Leaves it in training mode.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-    model.train()
-    for x in batches:
-        model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

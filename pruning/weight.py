@@ -17,10 +17,10 @@ from models import channel_groups, spec_of
 from .allocation import Kept, keep_count, matches
 from .config import PruningConfig
 from .masks import Masks, apply_masks, cut_masks, hold_masks
-from .method import Method, Pruned, Row, State, Task
+from .method import Method, Pruned, Row, State, Task, cubic
 from .surgery import cut
 
-GRADUAL_END = 0.75  # of the training; the rest recovers at the final sparsity
+RAMP = (0.0, 0.75)  # start and end, as fractions of the training; the rest recovers
 GRADUAL_UPDATES = 100
 
 
@@ -35,14 +35,6 @@ def random(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 WEIGHT_CRITERIA = {"magnitude": magnitude, "random": random}
-
-
-def cubic(t: float) -> float:
-    """Share of the final sparsity after the fraction t of the ramp: 1 - (1 - t)^3.
-
-    Zhu & Gupta 2017 (arXiv 1710.01878), equation 1, from an initial sparsity of 0.
-    """
-    return 1 - (1 - min(1.0, t)) ** 3
 
 
 def weight_layers(model: nn.Module, skip: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -163,7 +155,7 @@ class Weight(Method):
 
     State = WeightState
     defaults = {"criterion": "magnitude", "allocation": "global"}
-    flags = ("pattern", "gradual")
+    flags = ("pattern", "gradual", "ramp")
     criteria = WEIGHT_CRITERIA
     allocations = ("layer", "global")
 
@@ -204,11 +196,13 @@ class Weight(Method):
     ) -> None:
         """Follow the gradual schedule, if there is one, and hold the masks."""
         hold_masks(model, self.state.masks, optimizer)
-        if self.state.pending and step % max(1, steps // GRADUAL_UPDATES) == 0:
-            share, start = cubic((step + 1) / (GRADUAL_END * steps)), self.state.start
-            ratio = share * self.config.ratio
-            masks = masks_for(model, self.state.layers, ratio, self.config, start)
-            self.state.masks = start | masks
+        due = step % max(1, steps // GRADUAL_UPDATES) == 0 or step + 1 == steps
+        if self.state.pending and due:
+            start, end = self.config.ramp or RAMP
+            share = cubic(max(0.0, (step + 1) / steps - start) / (end - start))
+            ratio, earlier = share * self.config.ratio, self.state.start
+            masks = masks_for(model, self.state.layers, ratio, self.config, earlier)
+            self.state.masks = earlier | masks
             hold_masks(model, self.state.masks, optimizer)
 
     def finish(self, model: nn.Module) -> tuple[nn.Module, State]:

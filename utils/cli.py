@@ -19,7 +19,6 @@ import torch.distributed as dist
 from pruning import METHODS, PruningConfig
 from pruning.config import ALIASES, flag
 from pruning.criteria import CRITERIA
-from pruning.soft import SCHEDULES
 from pruning.weight import WEIGHT_CRITERIA
 
 from .config import NetworkConfig, Recipe, RunConfig
@@ -27,6 +26,7 @@ from .device import rank
 from .files import plain
 from .log import say
 
+SCHEDULES = ("cubic", "he2018", "asymptotic", "constant")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 
@@ -85,10 +85,10 @@ def add_pruning_flags(p: argparse.ArgumentParser) -> None:
     """How to prune. In a later stage the same flags find the run again."""
     lines = {name: (inspect.getdoc(c) or name).split(" (")[0] for name, c in CRITERIA.items()}
     words = "; ".join(f"{name}: {line}" for name, line in lines.items())
-    words += " (default: l1; soft: l2; weight: magnitude)"
+    words += " (default: l1; soft: gate; weight: magnitude)"
     criterion = {"help": words, "choices": [*dict.fromkeys([*CRITERIA, *WEIGHT_CRITERIA])]}
     how = {"method": {"choices": [*METHODS, *ALIASES]}, "criterion": criterion}
-    how |= {"schedule": {"choices": [*SCHEDULES]}, "allocation": {"flags": ["--threshold"]}}
+    how |= {"schedule": {"choices": SCHEDULES}, "allocation": {"flags": ["--threshold"]}}
     add_flags(p.add_argument_group("pruning"), PruningConfig, *PRUNING, **how)
 
 

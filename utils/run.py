@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from models import build, cost_of, costs, import_weights, spec_of
-from pruning import Record
+from pruning import PruningConfig, Record
 from pruning.config import flag
 
 from . import checkpoint as checkpoints
@@ -328,6 +328,9 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
 def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names, like "recipe.lr", and values of an identity."""
     for name, value in identity.items():
+        if name == "pruning":  # an older version had fewer options
+            with contextlib.suppress(TypeError, ValueError, AttributeError):
+                value = PruningConfig.from_dict(value).as_dict()
         if isinstance(value, dict):
             yield from ((f"{name}.{field}", own) for field, own in value.items())
         else:

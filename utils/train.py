@@ -11,10 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+from models import build, spec_of
 from pruning import Method, State
-from pruning.surgery import recalibrate_batchnorm
+from pruning.allocation import Kept
+from pruning.surgery import cut, cut_tensors
 
 from .config import LR_SCHEDULES, Recipe
 from .data import Data, Split, epoch_batches, normalize, pad_for_crops
@@ -53,14 +56,15 @@ def fit(
     method: Method | None = None,
     teacher: nn.Module | None = None,
 ) -> Trained:
-    """Train `model` in place, going on from `run.state` if there is one.
+    """Train `model`, in place until a pruning cuts it, going on from `run.state` if there is one.
 
     `method` takes part, and says what network is evaluated and handed over. With a `teacher` its
     softened logits join the loss. The state after each epoch is saved only if the loss is finite.
     Raises Diverged, with the last good state in the run folder.
     """
     machine, method = run.machine, method or Method()
-    place(model, machine)
+    if run.state and run.state.get("spec", spec_of(model)) != spec_of(model):
+        model = build(run.state["spec"])  # a pruning has cut it meanwhile
     images, test = (split.to(machine.device) for split in (data.train, data.test))
     images = images._replace(images=pad_for_crops(images.images))
     batch_size = min(recipe.batch_size, len(images.labels))
@@ -68,15 +72,18 @@ def fit(
         problem = f"cannot be shared evenly by {world_size()} processes"
         raise ValueError(f"--batch-size {batch_size} {problem}")
     steps = len(images.labels) // batch_size
+    place(model, machine)
     training = _Training(model, recipe, machine, method, teacher, steps)
     rows = training.restore(run.state)
+    method.on_start(model)
+    training.prepare()
 
     def measure(network: nn.Module) -> tuple[float, float]:
         return evaluate(place(network, machine), data, machine, test)
 
     def finish() -> tuple[nn.Module, State]:
-        network, state = method.finish(model)
-        if method.recalibrates and network is not model:
+        network, state = method.finish(training.model)
+        if method.recalibrates and network is not training.model:
             recalibrate(network, data, machine, recipe)
         return network, state
 
@@ -87,7 +94,10 @@ def fit(
         loss, top1 = training.epoch(batches, f"epoch {epoch + 1}")
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_top1": top1}
         row["images_per_second"] = steps * batch_size / (time.perf_counter() - start)
-        told = method.on_epoch(model, (epoch + 1) / recipe.epochs, rows, measure)
+        progress = (epoch + 1) / recipe.epochs
+        told = method.on_epoch(training.model, progress, rows, measure)
+        if kept := method.to_cut(training.model, progress):
+            training.cut(kept)
         top1, loss = measure(finish()[0])
         if not math.isfinite(loss):
             message = f"the test loss is NaN or infinite after epoch {epoch + 1}"
@@ -119,14 +129,33 @@ class _Training:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: curve(start + (1 - start) * step / total)
         )
+
+    def prepare(self) -> None:
+        """Get ready to train the network as it is now."""
         self.forward = torch.compile(self.model) if self.recipe.compile else self.model
         if world_size() > 1:
             self.forward = DistributedDataParallel(self.forward)
 
+    def cut(self, kept: Kept) -> None:
+        """Cut channels out of the network and of its momentum; the schedule goes on."""
+        spec, moving = spec_of(self.model), self.optimizer.state
+        momentum = {n: moving[p].get("momentum_buffer") for n, p in self.model.named_parameters()}
+        momentum = {n: buffer for n, buffer in momentum.items() if buffer is not None}
+        momentum = cut_tensors(spec, kept, momentum)
+        self.model = place(cut(self.model, kept), self.machine)
+        self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
+        moving.clear()
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in ((name, parameters[name]) for name in momentum):
+            # In the order in memory that its parameter has.
+            buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
+            moving[parameter] = {"momentum_buffer": buffer}
+        self.prepare()
+
     def state(self) -> dict[str, Any]:
         """All that has changed so far, as plain types and tensors."""
         states = {name: getattr(self, name).state_dict() for name in SAVED}
-        return {**states, "method": vars(self.method.state)}
+        return {**states, "spec": spec_of(self.model), "method": vars(self.method.state)}
 
     def restore(self, saved: dict[str, Any] | None) -> list[dict[str, Any]]:
         """Go on from what an interrupted run saved, if there is any; returns its log."""
@@ -203,7 +232,7 @@ def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) 
     batches = epoch_batches(data, padded, min(128, count), recipe.seed, recipe.augment)
     some = itertools.islice(batches, max(1, count // 128))
     with machine.autocast():
-        recalibrate_batchnorm(model, (x.to(machine.device) for x, _ in some))
+        update_bn(some, model, machine.device)
 
 
 @torch.inference_mode()

@@ -120,7 +120,16 @@ def test_a_changed_input_is_noticed(work):
         (["--method", "weight", "--pattern", "2:4", "--gradual"], 2, "at once"),
         (["--method", "soft", "--criterion", "taylor"], 2, "does not fit"),
         (
-            ["--method", "soft", "--threshold", "global", "--target-macs", "0.5"],
+            [
+                "--method",
+                "soft",
+                "--schedule",
+                "he2018",
+                "--threshold",
+                "global",
+                "--target-macs",
+                "0.5",
+            ],
             2,
             "threshold layer",
         ),

@@ -53,8 +53,8 @@ def test_other_arguments_are_still_refused(work, name):
 
 @pytest.mark.parametrize("how", [["soft"], ["weight", "--gradual"]])
 def test_an_unfinished_pruning_goes_on(work, how):
-    flags = [*NET, *TRAIN, "--ratio", "0.5", "--method", *how]
     folder = work / HOME / "-".join([how[0], "0.5", *(["gradual"] if how[1:] else [])])
+    flags = [*TRAIN, "--refine", folder / "pruned", "--save", folder / "finetuned"]
     (before,) = (folder / "finetuned/metrics.jsonl").read_text().splitlines()
     process = run("finetune.py", *flags, cwd=work)
     assert "going on after epoch 1" in process.stderr

@@ -54,9 +54,20 @@ def test_soft(work):
     assert sum(p.numel() for p in model.parameters()) == tuned["params"]
     rows = log(work, "soft-0.5/finetuned")
     assert rows[-1]["top1"] == tuned["top1"]
-    assert rows[-1].keys() >= {"threshold", "flipped", "regrown", "overlap", "top1_unmasked"}
+    assert rows[0]["pruned_ratio"] == pytest.approx(0.5, abs=0.01)
+    assert "pruned_ratio" not in rows[1]  # cut at half-time
+    assert rows[0].keys() >= {"flipped", "regrown"}
     again = result(run("res50prune.py", "--model", tuned["checkpoint"], "--ratio", "0", cwd=work))
     assert again["top1_before"] == tuned["top1"]  # the file computes what was reported
+
+
+def test_the_literal_soft(work):
+    flags = [*NET, *DATA, "--method", "soft", "--schedule", "he2018", "--ratio", "0.5"]
+    result(run("res50prune.py", *flags, cwd=work))
+    tuned = result(run("finetune.py", *flags, *TRAIN, cwd=work))
+    rows = log(work, "soft-0.5-he2018/finetuned")
+    assert rows[-1]["top1"] == tuned["top1"]
+    assert rows[-1].keys() >= {"threshold", "flipped", "regrown", "overlap", "top1_unmasked"}
 
 
 def test_soft_from_scratch(work):
@@ -66,9 +77,17 @@ def test_soft_from_scratch(work):
     assert "soft-0.5-global/scratch" in output["checkpoint"]
     dense = json.loads((work / FOLDER / "baseline/result.json").read_text())
     assert output["macs"] < dense["macs"]
-    refused = run("main.py", *NET, *DATA, "--method", "l1", cwd=work)
-    assert refused.returncode == 2
-    assert "res50prune.py" in refused.stderr
+
+
+@pytest.mark.parametrize("method", ["l1", "weight"])
+def test_pruning_in_one_training_is_gradual(work, method):
+    flags = ["--method", method, "--ratio", "0.5", "--epochs", "4"]
+    output = result(run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work))
+    assert f"{method}-0.5-gradual/scratch" in output["checkpoint"]
+    assert output["pruning"][0]["gradual"]
+    assert output["nonzero_params"] < 0.75 * output["dense_params"]
+    again = run("main.py", *NET, *DATA, *TRAIN, *flags, "--gradual", cwd=work)
+    assert result(again) == output
 
 
 @pytest.mark.parametrize("how", [["--ratio", "0.9"], ["--ratio", "0.9", "--gradual"]])
@@ -249,7 +268,7 @@ def test_recipes(work):
     assert 0 < taught["top1_recalibrated"] <= 100
 
 
-@pytest.mark.parametrize("how", [["soft", "--schedule", "constant"], ["weight", "--gradual"]])
+@pytest.mark.parametrize("how", [["soft"], ["l1", "--gradual"], ["weight", "--gradual"]])
 def test_a_killed_pruning_resumes_with_the_same_bits(work, monkeypatch, how):
     """Masks, kept channels and the memory of earlier epochs are part of what is resumed."""
     monkeypatch.chdir(work)
@@ -280,6 +299,7 @@ def test_a_killed_pruning_resumes_with_the_same_bits(work, monkeypatch, how):
     resumed = checkpoint("cut")
     for key, tensor in whole.state_dict.items():
         assert torch.equal(tensor, resumed.state_dict[key]), key
+    assert whole.pruning.as_dict().keys() == resumed.pruning.as_dict().keys()
     for name, mask in whole.pruning.state.masks.items():
         assert torch.equal(mask, resumed.pruning.state.masks[name])
     skipped = ("seconds", "images_per_second")
@@ -320,7 +340,9 @@ def test_run_folders_are_named_by_what_is_not_the_default():
 
     assert name() == "l1-0.3"
     assert name("--ratio", "0.6", "--criterion", "l1") == "l1-0.6"
-    assert name("--method", "soft", "--criterion", "l2", "--ratio", "0.9") == "soft-0.9"
+    assert name("--method", "soft", "--criterion", "gate", "--ratio", "0.9") == "soft-0.9"
+    assert name("--method", "soft", "--schedule", "asymptotic") == "soft-0.3-asymptotic"
+    assert name("--gradual", "--ramp", "0", "0.5") == "l1-0.3-gradual-ramp0-0.5"
     assert name("--method", "weight", "--allocation", "layer") == "weight-0.3-layer"
     assert name("--target-macs", "0.5", "--scope", "all") == "l1-macs0.5-all"
     assert name("--ratio", "0.6,0.3,0.1", "--skip", "layer1.7") == "l1-0.6,0.3,0.1-skiplayer1.7"
@@ -390,6 +412,23 @@ def test_the_control_is_compiled_only_if_asked(work, monkeypatch):
     assert not main.resolve_training(given, original)[1].compile
 
 
+def test_runs_of_a_version_with_fewer_options_are_still_done(work):
+    flags = [*NET, *DATA, "--ratio", "0.3"]
+    output = result(run("res50prune.py", *flags, cwd=work))
+    file = (work / output["checkpoint"]).with_name("result.json")
+    content = json.loads(file.read_text())
+    for name in ("refit", "ramp"):
+        del content["arguments"]["pruning"][name]
+    file.write_text(json.dumps(content))
+    assert result(run("res50prune.py", *flags, cwd=work))["top1"] == output["top1"]
+
+
+def test_a_cut_while_training_needs_no_momentum(work):
+    flags = ["--method", "soft", "--ratio", "0.5", "--momentum", "0"]
+    output = result(run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work))
+    assert output["params"] < output["dense_params"]
+
+
 def test_a_network_pruned_while_trained_has_recovered(work):
     flags = ["--method", "soft", "--ratio", "0.5"]
     output = result(run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work))
@@ -416,7 +455,7 @@ def test_a_stage_does_not_replace_what_it_reads(work):
 
 
 def test_masks_are_not_drawn_from_weights_that_know_nothing(work):
-    flags = ["--method", "weight", "--ratio", "0.5", "--save", "out"]
+    flags = ["--method", "weight", "--pattern", "2:4", "--save", "out"]
     refused = run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work)
     assert refused.returncode == 2
     assert "res50prune.py" in refused.stderr

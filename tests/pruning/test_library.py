@@ -55,4 +55,4 @@ def test_a_method_has_a_state_of_its_own():
     method = record.method()
     method.state.masks["conv1"][0] = False
     assert state.masks["conv1"].all()
-    assert METHODS["l1"]().state == State()
+    assert METHODS["weight"]().state == METHODS["weight"].State()

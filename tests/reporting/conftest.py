@@ -11,7 +11,10 @@ SHAPE = {
 }
 NETWORK = "cifar100 resnet20"
 WIDTHS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.0.conv2": 16}
-USUAL = {"soft": {"criterion": "l2"}, "weight": {"criterion": "magnitude", "allocation": "global"}}
+USUAL = {
+    "soft": {"criterion": "gate", "schedule": "cubic"},
+    "weight": {"criterion": "magnitude", "allocation": "global"},
+}
 
 
 def step(method="l1", ratio=0.6, seed=0, **more):

@@ -77,7 +77,7 @@ def test_no_cell_of_the_csv_is_a_formula(study, start):
     lines = list(csv.reader(io.StringIO(tables.to_csv(load([study])))))
     cells = {value for line in lines for value in line}
     assert f"'{start}cmd() resnet20" in cells
-    assert f"'{start}m l2" in cells
+    assert f"'{start}m gate cubic" in cells
     assert not any(cell.startswith((f"{start}c", f"{start}m")) for cell in cells)
 
 

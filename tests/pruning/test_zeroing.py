@@ -4,12 +4,13 @@ from torch.nn import functional as F
 
 from models import build, channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, resolve
-from pruning.soft import SCHEDULES, asymptotic, zero_filters
 from pruning.surgery import logit_difference, mask_channels
+from pruning.zeroing import SCHEDULES, asymptotic, zero_filters
 
 
 def set_up(model, ratio, **given):
-    method = METHODS["soft"](resolve({"method": "soft", "ratio": ratio, **given}))
+    config = resolve({"method": "soft", "ratio": ratio, "schedule": "asymptotic", **given})
+    method = METHODS["soft"].variant(config.schedule)(config)
     method.prune(model, Task(cost_of(spec_of(model))))
     return method
 
@@ -25,7 +26,7 @@ def test_asymptotic_goes_through_its_three_points():
     # a exp(-k t) + b: the distance to b falls by the same factor in equal times
     a, m, z = (asymptotic(t) for t in (0.25, 0.5, 0.75))
     assert (z - m) / (m - a) == pytest.approx((m - a) / (a - asymptotic(0)), rel=1e-6)
-    assert SCHEDULES["constant"](0.1) == 1
+    assert SCHEDULES["he2018"](0.1) == 1
 
 
 def test_filters_go_to_zero_and_batchnorm_stays():
@@ -71,7 +72,7 @@ def test_the_ratio_follows_the_schedule_and_the_final_cut_has_it():
 
 def test_the_log_tells_what_moved():
     model = build(new_spec(20, 10))
-    method = set_up(model, 0.5, schedule="constant")
+    method = set_up(model, 0.5, schedule="he2018")
     rows = train(model, method, 5, lr=10.0)  # so high that any filter may come back
     total = sum(g.size for g in channel_groups(spec_of(model)) if g.scope == "inner")
     assert rows[0]["flipped"] == total // 2
@@ -125,7 +126,7 @@ def test_global_and_layer_thresholds(threshold):
     model = build(new_spec(20, 10))
     with torch.no_grad():
         model.layer1[1].conv1.weight[:8] *= 0.01
-    method = set_up(model, 0.2, allocation=threshold, schedule="constant")
+    method = set_up(model, 0.2, allocation=threshold, schedule="he2018")
     train(model, method, 1, lr=1e-6)
     sizes = {name: len(index) for name, index in method.state.kept.items()}
     expected = {"global": 8, "layer": 12}[threshold]

@@ -1,0 +1,119 @@
+"""Which channels go: scores, an amount and what protects a group become kept indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from models import Group, Spec, channel_groups, cost_of, spec_of
+
+from .allocation import Kept, Limits, allocate, select, solve
+from .config import PruningConfig
+from .criteria import Calibration, Scores, normalize_scores, score
+from .search import stage_ratios
+from .surgery import cut, cut_spec
+
+if TYPE_CHECKING:
+    from .method import Row, Task
+
+
+def choose(
+    model: nn.Module,
+    config: PruningConfig,
+    task: Task,
+    share: float = 1.0,
+    scores: Scores | None = None,
+    closed: dict[str, Tensor] | None = None,
+) -> tuple[float | list[float], Kept, list[Row]]:
+    """The ratio, the kept indices, and a report on every group.
+
+    A `share` below 1 goes only so far on the way from the network as it is to the amount that the
+    config asks for. `scores` are those of the config's criterion unless they are given; `closed`
+    (size,) says by group which channels go first whatever their score.
+    Raises ValueError for a config that does not fit the network.
+    """
+    spec = spec_of(model)
+    everything = channel_groups(spec)
+    groups, protected = select(everything, config.skip, config.scope)
+    if not groups:
+        raise ValueError("--skip and --scope leave nothing to prune")
+    limits = Limits(config.min_keep, multiple_of(config, task))
+    if scores is None:
+        scores = score(model, groups, config.criterion, Calibration(config.seed, task.batches))
+    scores = dict(scores)
+    if config.allocation in ("global", "macs"):
+        scores = normalize_scores(scores, config.criterion)
+    if config.allocation == "macs":
+        saved = macs_of_a_channel(spec, groups, task.image_size)
+        scores = {name: values / saved[name] for name, values in scores.items()}
+    for name, first in (closed or {}).items():
+        scores[name] = scores[name].masked_fill(first, -1.0)
+
+    def at(ratio: float | Sequence[float]) -> Kept:
+        return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)
+
+    def left(name: str, ratio: float | Sequence[float]) -> float:
+        """The fraction of the dense network's parameters or MACs that a ratio leaves."""
+        cost = cost_of(cut_spec(spec, at(ratio)), task.image_size)
+        return getattr(cost, name) / getattr(task.dense, name)
+
+    ratio = config.ratio
+    if ratio is not None:
+        ratio = tuple(share * r for r in ratio) if isinstance(ratio, tuple) else share * ratio
+    for name in ("macs", "params"):
+        if target := getattr(config, f"target_{name}"):
+            target += (1 - share) * (left(name, 0.0) - target)
+            ratio = solve(partial(left, name), target, name)
+    if config.target_latency:
+        if task.latency is None:
+            raise ValueError("--target-latency needs a trained network: see res50prune.py")
+
+        @cache  # a second look at the clock would say something else
+        def latency(ratio: float) -> float:
+            return task.latency(cut(model, at(ratio)))
+
+        ratio = solve(latency, config.target_latency, "latency", precision=0.01, slack=0.05)
+    if config.allocation == "search":  # at the same cost
+        if task.accuracy is None:
+            raise ValueError("--allocation search needs a trained network: see res50prune.py")
+        name = "params" if config.target_params else "macs"
+        cost_at, target = partial(left, name), left(name, ratio)
+
+        def accuracy_at(ratios: Sequence[float]) -> float:
+            return task.accuracy(cut(model, at(ratios)))
+
+        ratio = stage_ratios(groups[0].stages, cost_at, target, accuracy_at, config.seed)
+    kept = at(ratio)
+    told = list(ratio) if isinstance(ratio, tuple) else ratio
+    return told, kept, [_row(group, kept, protected, limits) for group in everything]
+
+
+def macs_of_a_channel(spec: Spec, groups: list[Group], image_size: int) -> dict[str, float]:
+    """MACs saved by the first channel cut from each group, in millions."""
+    whole, saved = cost_of(spec, image_size).macs, {}
+    for group in groups:
+        kept = {group.name: torch.arange(1, group.size)}
+        saved[group.name] = (whole - cost_of(cut_spec(spec, kept), image_size).macs) / 1e6
+    return saved
+
+
+def multiple_of(config: PruningConfig, task: Task) -> int:
+    """What widths are rounded to: what was asked for, or for a latency what the device likes."""
+    return config.round_to or (task.multiple if config.target_latency else 1)
+
+
+def _row(group: Group, kept: Kept, protected: dict[str, str], limits: Limits) -> Row:
+    if group.name in protected:
+        return group.name, group.size, group.size, protected[group.name]
+    after = len(kept[group.name])
+    at_floor = after == limits.floor(group.size) < group.size
+    return group.name, group.size, after, "floor (--min-keep)" if at_floor else ""
+
+
+def as_lists(kept: Kept) -> dict[str, list[int]]:
+    """Kept indices as plain data for a checkpoint."""
+    return {name: index.tolist() for name, index in kept.items()}
