@@ -2,21 +2,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from models import channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, resolve
-from pruning.gates import EVERY, Gates
+from pruning.gates import Gates
 from pruning.surgery import cut, cut_tensors, mask_channels
 from tests.conftest import lively
+
+EVERY = 4  # steps between choices, here
 
 SPECS = [
     new_spec(20, 10, width=4),
     new_spec(18, 10, width=4),
     new_spec(26, 10, width=4, arch="resnet_de"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch):
+    monkeypatch.setattr("pruning.gates.EVERY", EVERY)
 
 
 def set_up(model, **flags):
@@ -26,6 +33,7 @@ def set_up(model, **flags):
     return method
 
 
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(SPECS), st.data())
 def test_a_network_with_closed_gates_trains_like_the_one_cut_out(spec, data):
     """Logits, BatchNorm's statistics and gradients, in training mode."""
