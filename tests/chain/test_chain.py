@@ -259,7 +259,7 @@ def test_divergence_is_an_error_of_one_line(tmp_path):
 
 def test_several_processes_train_together(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += [str(ROOT / "main.py"), *NET, "--epochs", "5", "--batch-size", "64", "--seed", "7"]
+    command += [str(ROOT / "main.py"), *NET, "--epochs", "4", "--batch-size", "64", "--seed", "7"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     output = result(process)
     assert output["machine"]["processes"] == 2

@@ -133,7 +133,7 @@ def test_pruning_again_refers_to_what_is_left_and_targets_to_the_start(work):
 
 
 def test_sensitivity_is_measured_once_and_used(work):
-    flags = [*NET, *DATA, "--criterion", "l2", "--train-images", "256"]
+    flags = [*NET, *DATA, "--criterion", "l2", "--train-images", "128"]
     output = result(run("res50prune.py", *flags, "--sensitivity", cwd=work))
     assert set(output["drops"]["layer1.0.conv1"]) == {"0.1", "0.3", "0.5", "0.7", "0.9"}
     heat_map = (work / output["file"]).with_suffix(".png")
@@ -438,8 +438,8 @@ def test_a_network_pruned_while_trained_has_recovered(work):
 
 def test_a_subset_of_the_images_has_sensitivities_of_its_own(work):
     flags = [*NET, *DATA, "--sensitivity"]
-    result(run("res50prune.py", *flags, "--train-images", "64", cwd=work))
-    again = run("res50prune.py", *flags, "--train-images", "128", cwd=work)
+    result(run("res50prune.py", *flags, "--train-images", "32", cwd=work))
+    again = run("res50prune.py", *flags, "--train-images", "48", cwd=work)
     assert "written to" in again.stderr
 
 
