@@ -149,7 +149,7 @@ class Gated(Method):
         scores = score(model, self.gates.groups, config.criterion, calibration)
         before = {g.name: not_kept(g.size, state.kept[g.name]) for g in self.gates.groups}
         closed = {} if self.revives else before
-        task = Task(Cost(*state.dense_cost), state.image_size, multiple=state.multiple)
+        task = Task(Cost(*state.dense_cost), state.image_size)
         _, kept, _ = choose(model, config, task, share, scores, closed)
         self.gates.close(kept)
         state.kept |= as_lists(kept)
