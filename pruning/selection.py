@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from models import Group, Spec, channel_groups, cost_of, spec_of
+from models import Group, Spec, channel_groups, cost_of, layer_costs, spec_of
 
 from .allocation import Kept, Limits, allocate, select, solve
 from .config import PruningConfig
@@ -19,6 +19,8 @@ from .surgery import cut, cut_spec
 
 if TYPE_CHECKING:
     from .method import Row, Task
+
+STEEP = 1.5  # power of the MACs that `--allocation macs` divides by; 1 gives equal ratios
 
 
 def choose(
@@ -45,13 +47,13 @@ def choose(
     if scores is None:
         scores = score(model, groups, config.criterion, Calibration(config.seed, task.batches))
     scores = dict(scores)
-    if config.allocation in ("global", "macs"):
+    if config.allocation == "global":
         scores = normalize_scores(scores, config.criterion)
-    if config.allocation == "macs":
-        saved = macs_of_a_channel(spec, groups, task.image_size)
-        scores = {name: values / saved[name] for name, values in scores.items()}
     for name, first in (closed or {}).items():
         scores[name] = scores[name].masked_fill(first, -1.0)
+    if config.allocation == "macs":
+        macs = macs_of_a_channel(spec, groups, task.image_size)
+        scores = {name: shares(own) / macs[name] ** STEEP for name, own in scores.items()}
 
     def at(ratio: float | Sequence[float]) -> Kept:
         return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)
@@ -92,13 +94,26 @@ def choose(
     return told, kept, [_row(group, kept, protected, limits) for group in everything]
 
 
+def shares(scores: Tensor) -> Tensor:
+    """The share (size,) of each channel in the sum of its own score and all higher ones.
+
+    So a channel is worth more, the fewer are left beside it. Lee et al. 2021 (arXiv 2010.07611),
+    equation 1, do this with squared weights.
+    """
+    values, order = torch.sort(scores, descending=True, stable=True)
+    own = values / values.clamp_min(0).cumsum(0).clamp_min(1e-30)
+    return torch.empty_like(scores).scatter_(0, order, own)
+
+
 def macs_of_a_channel(spec: Spec, groups: list[Group], image_size: int) -> dict[str, float]:
-    """MACs saved by the first channel cut from each group, in millions."""
-    whole, saved = cost_of(spec, image_size).macs, {}
+    """MACs of one channel of each group, for each convolution that produces it."""
+    layers, found = {row.name: row for row in layer_costs(spec, image_size)}, {}
     for group in groups:
-        kept = {group.name: torch.arange(1, group.size)}
-        saved[group.name] = (whole - cost_of(cut_spec(spec, kept), image_size).macs) / 1e6
-    return saved
+        outputs = [layers[span.layer] for span in (*group.producers, *group.passthrough)]
+        inputs = [layers[span.layer] for span in group.consumers]
+        macs = sum(r.macs / r.shape[0] for r in outputs) + sum(r.macs / r.shape[1] for r in inputs)
+        found[group.name] = macs / len(group.producers)
+    return found
 
 
 def multiple_of(config: PruningConfig, task: Task) -> int:

@@ -122,6 +122,8 @@ class _Training:
 
     def __post_init__(self) -> None:
         recipe, total = self.recipe, self.recipe.epochs * self.steps
+        if self.teacher is not None and recipe.compile:
+            self.teacher = torch.compile(self.teacher)
         how = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "fused": True}
         parameters = self.model.parameters()
         self.optimizer = torch.optim.SGD(parameters, recipe.lr, nesterov=recipe.momentum > 0, **how)

@@ -159,17 +159,6 @@ def test_what_needs_images_is_refused_for_a_ramp(flag):
         resolve({"gradual": True, **flag})
 
 
-def test_channels_that_save_more_macs_go_first():
-    model = lively(new_spec(20, 10))
-    left = {}
-    for allocation in ("global", "macs"):
-        method = METHODS["l1"](resolve({"target_macs": 0.5, "allocation": allocation}))
-        slim = method.prune(model, Task(cost_of(spec_of(model)))).network
-        left[allocation] = spec_of(slim)["widths"]
-    assert left["macs"]["layer1.1.conv1"] < left["global"]["layer1.1.conv1"]
-    assert left["macs"]["layer3.1.conv1"] > left["global"]["layer3.1.conv1"]
-
-
 def test_a_ramp_that_ends_before_it_starts_is_refused():
     with pytest.raises(ValueError, match=r"--ramp 0\.5 0\.2"):
         resolve({"method": "soft", "ramp": (0.5, 0.2)})

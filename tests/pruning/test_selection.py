@@ -1,0 +1,63 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import channel_groups, cost_of, new_spec, spec_of
+from pruning import METHODS, Task, resolve
+from pruning.selection import choose, macs_of_a_channel, shares
+from pruning.surgery import cut_spec
+from tests.conftest import lively
+
+
+@given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=64))
+def test_a_share_is_that_of_the_sum_of_all_that_score_at_least_as_much(values):
+    scores = torch.tensor(values)
+    found = shares(scores)
+    order = sorted(range(len(values)), key=lambda i: (-scores[i].item(), i))
+    for rank, i in enumerate(order):
+        above = sum(scores[j].item() for j in order[: rank + 1])
+        assert found[i].item() == pytest.approx(scores[i].item() / max(above, 1e-30), rel=1e-4)
+    assert found[order[0]] == max(found)
+
+
+def test_equal_scores_give_the_fewest_channels_to_the_layers_that_cost_most():
+    model = lively(new_spec(20, 10))
+    groups = [g for g in channel_groups(spec_of(model)) if g.scope == "inner"]
+    flat = {g.name: torch.ones(g.size) for g in groups}
+    config = resolve({"target_macs": 0.55, "allocation": "macs"})
+    _, kept, _ = choose(model, config, Task(cost_of(spec_of(model))), scores=flat)
+    counts = {name: len(index) for name, index in kept.items()}
+    # 1 / n = lambda * MACs^1.5, where a channel of each stage costs half of one in the stage before
+    for early, late in (("layer1.1", "layer2.1"), ("layer2.1", "layer3.1")):
+        ratio = counts[f"{late}.conv1"] / counts[f"{early}.conv1"]
+        assert ratio == pytest.approx(2**1.5, rel=0.2)
+    assert counts["layer2.0.conv1"] > counts["layer2.1.conv1"]  # its first convolution has a stride
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    spec=st.sampled_from([new_spec(20, 10), new_spec(26, 10, arch="resnet_de", width=16)]),
+    scope=st.sampled_from(["inner", "all"]),
+    criterion=st.sampled_from(["l1", "bn", "random"]),
+    target=st.floats(0.5, 0.95),
+)
+def test_a_target_of_macs_is_met(spec, scope, criterion, target):
+    model = lively(spec)
+    how = {"scope": scope, "criterion": criterion, "allocation": "macs", "min_keep": 1}
+    method = METHODS["l1"](resolve({**how, "target_macs": target}))
+    slim = method.prune(model, Task(cost_of(spec))).network
+    groups = [g for g in channel_groups(spec) if scope == "all" or g.scope == "inner"]
+    macs = macs_of_a_channel(spec, groups, 32)
+    one = max(len(g.producers) * macs[g.name] for g in groups)
+    assert abs(cost_of(spec_of(slim)).macs - target * cost_of(spec).macs) <= one
+
+
+@pytest.mark.parametrize("spec", [new_spec(32, 10), new_spec(26, 10, arch="resnet_de", width=16)])
+def test_the_macs_of_a_channel_are_those_that_cutting_it_saves(spec):
+    groups = channel_groups(spec)
+    macs = macs_of_a_channel(spec, groups, 24)
+    for group in groups:
+        slim = cut_spec(spec, {group.name: torch.arange(1, group.size)})
+        saved = cost_of(spec, 24).macs - cost_of(slim, 24).macs
+        assert macs[group.name] * len(group.producers) == pytest.approx(saved)
