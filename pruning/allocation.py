@@ -100,7 +100,7 @@ def allocate(
     if allocation == "sensitivity":
         assert sensitivity is not None
         counts = _equal_drop_counts(groups, sensitivity, ratio)
-    elif allocation in ("global", "macs"):
+    elif allocation in ("global", "cost"):
         counts = _global_counts(groups, scores, ratio, limits)
     else:
         counts = {g.name: keep_count(g.size, _of_stage(ratio, g)) for g in groups}

@@ -8,18 +8,23 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCOPES = ("inner", "all")
-ALLOCATIONS = ("layer", "global", "macs", "sensitivity", "search")
+ALLOCATIONS = ("layer", "global", "cost", "sensitivity", "search")
 # What a group keeps at least, by default: PruningBench's 10 % where scores alone decide.
-LEAST = {"layer": 1.0, "global": 0.1, "macs": 0.1, "sensitivity": 0.1, "search": 1.0}
+LEAST = {"layer": 1.0, "global": 0.1, "cost": 0.1, "sensitivity": 0.1, "search": 1.0}
 ALLOCATION = (
-    "layer: equal; global: lowest scores; macs: lowest scores per MAC; "
-    "sensitivity: least loss alone; search: best ratio for each stage"
+    "layer: equal; global: lowest scores; cost: lowest for what they cost; sensitivity: least loss "
+    "alone; search: best ratio for each stage (default: layer for a ratio, cost for a target)"
+)
+SCOPE = (
+    "inner: within blocks; all: residual sum, too (default: inner for a ratio, all for a target)"
 )
 SCHEDULE = "soft: cubic: closed by gates; he2018, asymptotic: zeroed once an epoch (default: cubic)"
 RAMP = "of pruning while training, as fractions of it (default: 0.1 0.5; weight: 0 0.75)"
 METHODS: dict[str, Any] = {}  # by the name that --method takes; filled by library.py
 ALIASES = {"filters": "l1", "unstructured": "weight"}  # other names of methods
 AMOUNTS = ("ratio", "target_macs", "target_params", "target_latency", "pattern")
+# A ratio says what to remove. A target leaves that open, so what is usual then is what costs least.
+FOR_TARGETS = {"scope": "all", "allocation": "cost"}
 
 
 def option(default: Any, help: str, kind: type = str, within: Any = None, **how: Any) -> Any:
@@ -85,7 +90,7 @@ class PruningConfig(Options):
     batch_size: int | None = option(None, "for a latency target (default: 64)", int, "[1, 1e9]")
     pattern: str | None = option(None, "weight: N weights kept of every M", metavar="N:M")
     criterion: str = option("l1", "importance of a channel or weight")
-    scope: str = option("inner", "inner: within blocks; all: residual sum, too", str, SCOPES)
+    scope: str = option("inner", SCOPE, str, SCOPES)
     allocation: str = option("layer", ALLOCATION, str, ALLOCATIONS)
     skip: tuple[str, ...] = option((), "layers to leave whole", nargs="+", metavar="NAME")
     min_keep: float = option(
@@ -154,6 +159,8 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     if len(amounts) > 1:
         raise ValueError(f"{flag(amounts[1])} is not allowed with {flag(amounts[0])}")
     usual |= {"ratio": None} if amounts else {}
+    if "cost" in method.allocations and amounts and amounts[0].startswith("target"):
+        usual |= FOR_TARGETS
     values = {**usual, **given}
     criteria = [name for name in method.criteria if name not in method.unfit]
     for own, known in (("criterion", criteria), ("allocation", method.allocations)):
@@ -202,12 +209,13 @@ def special(config: PruningConfig) -> list[str]:
     A method that another program brought counts as the default one.
     """
     method = config.method if config.method in METHODS else PruningConfig.method
-    default = resolve({"method": method})
+    asked = {"method": method} | {own: getattr(config, own) for own in AMOUNTS[1:]}
+    default = resolve(asked)
     schedule = config.schedule if config.method in METHODS else None
-    usual = resolve({"method": method, "schedule": schedule})
+    usual = resolve({**asked, "schedule": schedule})
     names = ("criterion", "scope", "allocation")
     parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
-    least = resolve({"method": method, "allocation": config.allocation}).min_keep
+    least = resolve({**asked, "allocation": config.allocation}).min_keep
     parts += [config.schedule] if config.schedule != default.schedule else []
     parts += [name for name in ("refit", "gradual") if getattr(config, name)]
     parts += ["ramp{:g}-{:g}".format(*config.ramp)] if config.ramp else []

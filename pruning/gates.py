@@ -6,7 +6,7 @@ Zeroing filters instead would not do: BatchNorm makes a filter that grows back f
 full-strength feature within a few steps.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from models import Cost, Group, channel_groups, spec_of
 
-from .allocation import Kept, not_kept, select
-from .config import AMOUNTS
+from .allocation import Kept, best, not_kept, select
 from .criteria import Calibration, Scores, score
 from .masks import cut_masks, hold_masks
 from .method import Measure, Method, Pruned, State, Task, cubic
-from .selection import as_lists, choose, multiple_of
+from .selection import as_lists, choose, first_to_go
 from .surgery import cut, mask_channels
 
 RAMP = (0.1, 0.5)  # its start and end, as fractions of the training
@@ -86,8 +85,7 @@ class Gates:
 class GatedState(State):
     """Also what choosing while training needs."""
 
-    final_ratio: float | list[float] = 0.0
-    multiple: int = 1  # that widths are rounded to
+    counts: dict[str, int] = field(default_factory=dict)  # final widths, where known from the start
     image_size: int = 32
     dense_cost: list[int] = field(default_factory=list)  # parameters and MACs, for targets
     effects: Scores = field(default_factory=dict)  # squared, averaged over time
@@ -97,17 +95,18 @@ class Gated(Method):
     """Close channels while the network trains; cut them out where the ramp ends."""
 
     State = GatedState
-    allocations = ("layer", "global", "macs", "search")
+    allocations = ("layer", "global", "cost", "search")
     revives = False  # whether what is closed may open again
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         """Set the pruning up; `network` is what pruning now, at once, would give."""
-        if self.config.target_latency and self.config.allocation in ("global", "macs"):
-            # The ratio is solved now; where later scores will cut is not known.
-            raise ValueError("--target-latency while training needs --allocation layer or search")
         ratio, kept, rows = choose(model, self.config, task)
         everything = {g.name: list(range(g.size)) for g in channel_groups(spec_of(model))}
-        how = ratio, multiple_of(self.config, task), task.image_size, list(task.dense)
+        counts = {}
+        if self.config.target_latency or self.config.allocation == "search":
+            # This took a clock, or images. Training decides only which channels they are.
+            counts = {name: len(index) for name, index in kept.items()}
+        how = counts, task.image_size, list(task.dense)
         self.state = self.State(everything, dict(task.masks), True, *how)
         return Pruned(model, cut(model, kept), mask_channels(model, kept), ratio, rows)
 
@@ -137,20 +136,22 @@ class Gated(Method):
 
     def _choose(self, model: nn.Module, share: float) -> None:
         """Close what is the least important now, so far as the `share` of the final amount asks."""
-        state, config = self.state, replace(self.config, round_to=self.state.multiple)
-        if config.target_latency or config.allocation == "search":  # that took a clock, or images
-            ratio = state.final_ratio
-            ratio = tuple(ratio) if isinstance(ratio, list) else ratio
-            amounts = dict.fromkeys(AMOUNTS, None) | {"ratio": ratio}
-            config = replace(config, **amounts)
-        if config.allocation == "search":
-            config = replace(config, allocation="layer")
-        calibration = Calibration(config.seed, effects=state.effects)
-        scores = score(model, self.gates.groups, config.criterion, calibration)
-        before = {g.name: not_kept(g.size, state.kept[g.name]) for g in self.gates.groups}
+        state, groups = self.state, self.gates.groups
+        calibration = Calibration(self.config.seed, effects=state.effects)
+        scores = score(model, groups, self.config.criterion, calibration)
+        before = {g.name: not_kept(g.size, state.kept[g.name]) for g in groups}
         closed = {} if self.revives else before
-        task = Task(Cost(*state.dense_cost), state.image_size)
-        _, kept, _ = choose(model, config, task, share, scores, closed)
+        if state.counts:
+            scores = first_to_go(scores, closed)
+            kept = {
+                g.name: best(
+                    scores[g.name], round(g.size - share * (g.size - state.counts[g.name]))
+                )
+                for g in groups
+            }
+        else:
+            task = Task(Cost(*state.dense_cost), state.image_size)
+            _, kept, _ = choose(model, self.config, task, share, scores, closed)
         self.gates.close(kept)
         state.kept |= as_lists(kept)
         for group in self.gates.groups:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from models import Group, Spec, channel_groups, cost_of, layer_costs, spec_of
+from models import Group, Span, Spec, channel_groups, cost_of, layer_costs, spec_of
 
 from .allocation import Kept, Limits, allocate, select, solve
 from .config import PruningConfig
@@ -20,7 +20,7 @@ from .surgery import cut, cut_spec
 if TYPE_CHECKING:
     from .method import Row, Task
 
-STEEP = 1.5  # power of the MACs that `--allocation macs` divides by; 1 gives equal ratios
+STEEP = 1.5  # power of the cost that `--allocation cost` divides by; 1 gives equal ratios
 
 
 def choose(
@@ -44,16 +44,15 @@ def choose(
     if not groups:
         raise ValueError("--skip and --scope leave nothing to prune")
     limits = Limits(config.min_keep, multiple_of(config, task))
+    counted = "params" if config.target_params else "macs"
     if scores is None:
         scores = score(model, groups, config.criterion, Calibration(config.seed, task.batches))
-    scores = dict(scores)
     if config.allocation == "global":
         scores = normalize_scores(scores, config.criterion)
-    for name, first in (closed or {}).items():
-        scores[name] = scores[name].masked_fill(first, -1.0)
-    if config.allocation == "macs":
-        macs = macs_of_a_channel(spec, groups, task.image_size)
-        scores = {name: shares(own) / macs[name] ** STEEP for name, own in scores.items()}
+    scores = first_to_go(scores, closed or {})
+    if config.allocation == "cost":
+        cost = cost_of_a_channel(spec, groups, task.image_size, counted)
+        scores = {name: shares(own) / cost[name] ** STEEP for name, own in scores.items()}
 
     def at(ratio: float | Sequence[float]) -> Kept:
         return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)
@@ -82,8 +81,7 @@ def choose(
     if config.allocation == "search":  # at the same cost
         if task.accuracy is None:
             raise ValueError("--allocation search needs a trained network: see res50prune.py")
-        name = "params" if config.target_params else "macs"
-        cost_at, target = partial(left, name), left(name, ratio)
+        cost_at, target = partial(left, counted), left(counted, ratio)
 
         def accuracy_at(ratios: Sequence[float]) -> float:
             return task.accuracy(cut(model, at(ratios)))
@@ -105,14 +103,25 @@ def shares(scores: Tensor) -> Tensor:
     return torch.empty_like(scores).scatter_(0, order, own)
 
 
-def macs_of_a_channel(spec: Spec, groups: list[Group], image_size: int) -> dict[str, float]:
-    """MACs of one channel of each group, for each convolution that produces it."""
-    layers, found = {row.name: row for row in layer_costs(spec, image_size)}, {}
+def first_to_go(scores: Scores, closed: dict[str, Tensor]) -> Scores:
+    """The scores, below all others for the channels that are `closed` (size,) by group."""
+    return scores | {name: scores[name].masked_fill(gone, -1.0) for name, gone in closed.items()}
+
+
+def cost_of_a_channel(
+    spec: Spec, groups: list[Group], image_size: int, counted: str = "macs"
+) -> dict[str, float]:
+    """MACs (or "params") of one channel of each group, for each convolution that produces it."""
+    layers = {row.name: row for row in layer_costs(spec, image_size)}
+
+    def share(spans: Sequence[Span], axis: int) -> float:
+        rows = [layers[span.layer] for span in spans]
+        return sum(getattr(row, counted) / row.shape[axis] for row in rows)
+
+    found = {}
     for group in groups:
-        outputs = [layers[span.layer] for span in (*group.producers, *group.passthrough)]
-        inputs = [layers[span.layer] for span in group.consumers]
-        macs = sum(r.macs / r.shape[0] for r in outputs) + sum(r.macs / r.shape[1] for r in inputs)
-        found[group.name] = macs / len(group.producers)
+        whole = share((*group.producers, *group.passthrough), 0) + share(group.consumers, 1)
+        found[group.name] = whole / len(group.producers)
     return found
 
 

@@ -134,7 +134,7 @@ def test_a_changed_input_is_noticed(work):
             "threshold layer",
         ),
         (
-            ["--target-latency", "0.5", "--skip", "layer1", "layer2", "layer3"],
+            ["--target-latency", "0.5", "--skip", "conv1", "layer1", "layer2", "layer3"],
             2,
             "nothing to prune",
         ),

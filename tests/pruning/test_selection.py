@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from models import channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, resolve
-from pruning.selection import choose, macs_of_a_channel, shares
+from pruning.selection import choose, cost_of_a_channel, shares
 from pruning.surgery import cut_spec
 from tests.conftest import lively
 
@@ -25,7 +25,7 @@ def test_equal_scores_give_the_fewest_channels_to_the_layers_that_cost_most():
     model = lively(new_spec(20, 10))
     groups = [g for g in channel_groups(spec_of(model)) if g.scope == "inner"]
     flat = {g.name: torch.ones(g.size) for g in groups}
-    config = resolve({"target_macs": 0.55, "allocation": "macs"})
+    config = resolve({"target_macs": 0.55, "scope": "inner"})
     _, kept, _ = choose(model, config, Task(cost_of(spec_of(model))), scores=flat)
     counts = {name: len(index) for name, index in kept.items()}
     # 1 / n = lambda * MACs^1.5, where a channel of each stage costs half of one in the stage before
@@ -44,20 +44,22 @@ def test_equal_scores_give_the_fewest_channels_to_the_layers_that_cost_most():
 )
 def test_a_target_of_macs_is_met(spec, scope, criterion, target):
     model = lively(spec)
-    how = {"scope": scope, "criterion": criterion, "allocation": "macs", "min_keep": 1}
+    how = {"scope": scope, "criterion": criterion, "allocation": "cost", "min_keep": 1}
     method = METHODS["l1"](resolve({**how, "target_macs": target}))
     slim = method.prune(model, Task(cost_of(spec))).network
     groups = [g for g in channel_groups(spec) if scope == "all" or g.scope == "inner"]
-    macs = macs_of_a_channel(spec, groups, 32)
+    macs = cost_of_a_channel(spec, groups, 32)
     one = max(len(g.producers) * macs[g.name] for g in groups)
     assert abs(cost_of(spec_of(slim)).macs - target * cost_of(spec).macs) <= one
 
 
 @pytest.mark.parametrize("spec", [new_spec(32, 10), new_spec(26, 10, arch="resnet_de", width=16)])
-def test_the_macs_of_a_channel_are_those_that_cutting_it_saves(spec):
+def test_a_channel_costs_what_cutting_it_saves(spec):
     groups = channel_groups(spec)
-    macs = macs_of_a_channel(spec, groups, 24)
+    macs, params = (cost_of_a_channel(spec, groups, 24, name) for name in ("macs", "params"))
     for group in groups:
         slim = cut_spec(spec, {group.name: torch.arange(1, group.size)})
         saved = cost_of(spec, 24).macs - cost_of(slim, 24).macs
         assert macs[group.name] * len(group.producers) == pytest.approx(saved)
+        weights = cost_of(spec, 24).params - cost_of(slim, 24).params
+        assert params[group.name] * len(group.producers) == pytest.approx(weights, rel=0.15)
