@@ -37,7 +37,7 @@ class Identity(NamedTuple):
     steps: tuple[PruningConfig, ...]  # without their seeds
     control: str | None
     training: tuple[str, ...]  # where it is not the default one
-    epochs: int  # of all trainings that led to it; in a Run, of that training alone
+    epochs: tuple[int, ...]  # of the trainings that led to it; in a Run, of that training alone
 
 
 @dataclass(eq=False)
@@ -116,7 +116,7 @@ class Study(NamedTuple):
         cells = [c for c in cells if c.identity.steps == steps]
         if control == "random":
             cells = [c for c in cells if c.identity.training == pruned.training]
-        cells.sort(key=lambda other: abs(other.identity.epochs - pruned.epochs))
+        cells.sort(key=lambda other: abs(sum(other.identity.epochs) - sum(pruned.epochs)))
         return cell.minus(cells[0].runs) if cells else []
 
 
@@ -213,7 +213,7 @@ def _identity(result: dict[str, Any]) -> Identity:
     network = [Path(config.folder).name if config.folder else config.dataset, config.name]
     network += [f"{config.image_size}px"] * (config.image_size != NetworkConfig.image_size)
     network += [f"{config.train_images} images"] * bool(config.train_images)
-    recipe = arguments["recipe"] if stage in TRAINED else {"name": "default", "epochs": 0}
+    recipe = arguments["recipe"] if stage in TRAINED else {"name": "default"}
     remarks = {recipe["name"]: recipe["name"] != "default", "taught": recipe.get("teacher")}
     remarks |= {"recalibrated": recipe.get("recalibrate"), "from the start": stage == "scratch"}
     training = tuple(remark for remark, holds in remarks.items() if holds)
@@ -222,7 +222,8 @@ def _identity(result: dict[str, Any]) -> Identity:
     series = " ".join(filter(None, [methods, *training, CONTROLS.get(control)]))
     names = " ".join(network), steps[-1].method if steps else DENSE, series
     amount = " + ".join(map(_amount, steps))
-    return Identity(*names, amount, steps, control, training, recipe["epochs"])
+    epochs = (recipe["epochs"],) if stage in TRAINED else ()
+    return Identity(*names, amount, steps, control, training, epochs)
 
 
 def _amount(step: PruningConfig) -> str:
@@ -245,16 +246,16 @@ def _is_result(result: Any) -> bool:
     hash((identity, parent))  # an error for what cannot be
     sizes = [result[key] for key in SIZES]
     top1 = result["top1"] if result["stage"] in TRAINED else 0
-    numbers = [result["seed"], identity.epochs, top1, *sizes, *result["widths"].values()]
+    numbers = [result["seed"], *identity.epochs, top1, *sizes, *result["widths"].values()]
     texts = [result["sha256"], result["machine"]["name"], parent or ""]
     known = identity.control in (None, *CONTROLS) and result["stage"] in (*TRAINED, "pruned")
     return known and _plain(texts, numbers) and all(sizes) and top1 <= 100
 
 
-def _is_log(rows: Any, epochs: int) -> bool:
+def _is_log(rows: Any, epochs: tuple[int, ...]) -> bool:
     numbers = [value for row in rows for value in (row["top1"], row.get("flipped", 0))]
     counted = all(row["epoch"] == number for number, row in enumerate(rows, 1))
-    return counted and len(rows) == epochs and _plain([], numbers)
+    return counted and (len(rows),) == epochs and _plain([], numbers)
 
 
 def _are_timings(rows: Any) -> bool:
@@ -284,7 +285,7 @@ def _cells(runs: Sequence[Run], left_out: list[str]) -> dict[str, list[Cell]]:
     """Runs that were trained, grouped, by network, in the order of the tables."""
     grouped: dict[Identity, dict[int, Run]] = defaultdict(dict)
     for run in (run for run in runs if run["stage"] in TRAINED):
-        epochs = sum(stage.identity.epochs for stage in lineage(run, runs))
+        epochs = tuple(n for stage in lineage(run, runs) for n in stage.identity.epochs)
         seeds = grouped[run.identity._replace(epochs=epochs)]
         first = seeds.setdefault(run["seed"], run)
         if first is not run:

@@ -64,7 +64,7 @@ COLUMNS = (
     *map(_versus, CONTROLS),
     Column("seeds", "", lambda _, cell: len(cell.runs)),
     Column("seeds timed", "", lambda _, cell: len(cell.values("latency_ms")) or None),
-    Column("epochs", "", lambda _, cell: cell.identity.epochs),
+    Column("epochs", "", lambda _, cell: " + ".join(map(str, cell.identity.epochs))),
     _mean("nonzero M", ".3f", "nonzero_params", 1e6),
     _mean("MACs M", ".1f", "macs", 1e6),
     _mean("speedup / MAC reduction", ".2f", "speedup_ratio"),
