@@ -2,7 +2,7 @@
 
     python res50prune.py --depth 50 --dataset cifar100 --method l1 --ratio 0.6
     python res50prune.py --depth 56 --dataset cifar10 --ratio 0.6,0.3,0.1 --skip layer1.7 layer2.0
-    python res50prune.py --depth 50 --dataset cifar100 --scope all --target-macs 0.5
+    python res50prune.py --depth 50 --dataset cifar100 --target-macs 0.5
     python res50prune.py --model resnet56.th --dataset cifar10 --save runs/mine
     python res50prune.py --depth 50 --dataset cifar100 --sensitivity
 

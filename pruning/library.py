@@ -39,7 +39,7 @@ def prune(
 ) -> tuple[nn.Module, Record]:
     """A smaller copy of a network of `models.build`, and how it was pruned.
 
-    `flags` are those of res50prune.py by their names: `prune(model, target_macs=0.5, scope="all")`.
+    `flags` are those of res50prune.py by their names: `prune(model, target_macs=0.5)`.
     `batches` gives normalized images and labels to a criterion that wants them. Raises ValueError
     for flags that do not fit or whose pruning needs a training, RuntimeError if the copy computed
     something else than the masked original.

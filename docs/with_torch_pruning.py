@@ -1,0 +1,71 @@
+"""The cut of Torch-Pruning (`pip install torch-pruning`) as a method, to compare with ours.
+
+    python docs/with_torch_pruning.py res50prune.py --method tp-taylor --target-macs 0.387 ...
+    python docs/with_torch_pruning.py finetune.py --method tp-taylor --target-macs 0.387 ...
+
+Within blocks, over all layers at once, in small steps until the target is met; scored anew at
+each step. tp-magnitude: L2-norms of a channel's weights in all its layers. tp-taylor: weight times
+gradient there, on 512 training images.
+"""
+
+import copy
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from models import channel_groups, cost_of, spec_of
+from pruning import METHODS, Method, Pruned, Task
+from pruning.surgery import cut, mask_channels
+
+IMPORTANCE = {
+    "tp-magnitude": tp.importance.GroupMagnitudeImportance(p=2),
+    "tp-taylor": tp.importance.GroupTaylorImportance(),
+}
+
+
+class TorchPruning(Method):
+    flags = ("target_macs",)
+
+    def prune(self, model: nn.Module, task: Task) -> Pruned:
+        theirs = copy.deepcopy(model).eval().requires_grad_()
+        inner = [g.producers[0].layer for g in channel_groups(spec_of(model)) if g.scope == "inner"]
+        layers = (nn.Conv2d, nn.Linear)
+        whole = [m for n, m in theirs.named_modules() if isinstance(m, layers) and n not in inner]
+        pruner = tp.BasePruner(
+            theirs,
+            torch.randn(1, 3, task.image_size, task.image_size),
+            importance=IMPORTANCE[self.config.method],
+            global_pruning=True,
+            pruning_ratio=0.99,
+            max_pruning_ratio=0.9,
+            iterative_steps=100,
+            ignored_layers=whole,
+        )
+        while cost_of(spec_of(theirs), task.image_size).macs > self.config.target_macs * task.dense.macs:
+            theirs.zero_grad()
+            for x, y in task.batches() if self.config.method == "tp-taylor" else ():
+                F.cross_entropy(theirs(x), y).backward()
+            pruner.step()
+        kept = {}
+        for group in channel_groups(spec_of(model)):
+            if group.scope == "inner":  # a running mean says which channel it was
+                norm = group.norms[0].layer
+                before = model.get_submodule(norm).running_mean.tolist()
+                left = theirs.get_submodule(norm).running_mean.tolist()
+                kept[group.name] = torch.tensor([before.index(value) for value in left])
+        self.state.kept = {name: index.tolist() for name, index in kept.items()}
+        slim = cut(model, kept)
+        return Pruned(slim, slim, mask_channels(model, kept), 0.0, [])
+
+
+for name in IMPORTANCE:
+    METHODS[name] = TorchPruning
+if __name__ == "__main__":
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
