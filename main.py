@@ -111,7 +111,8 @@ def train(
     network: NetworkConfig, data: Data, recipe: Recipe, run: Run, step: PruningConfig | None
 ) -> dict:
     """A dense network or, with a pruning step, one that is pruned meanwhile."""
-    shape = {"arch": network.arch, "width": network.width, "shortcut": network.shortcut}
+    names = ("arch", "width", "shortcut", "stem", "stride")
+    shape = {name: getattr(network, name) for name in names}
     spec = new_spec(network.depth, len(data.classes), **shape)
     torch.manual_seed(recipe.seed)
     model, record = build(spec), None

@@ -47,7 +47,8 @@ class TorchPruning(Method):
             iterative_steps=100,
             ignored_layers=whole,
         )
-        while cost_of(spec_of(theirs), task.image_size).macs > self.config.target_macs * task.dense.macs:
+        target = self.config.target_macs * task.dense.macs
+        while cost_of(spec_of(theirs), task.image_size).macs > target:
             theirs.zero_grad()
             for x, y in task.batches() if self.config.method == "tp-taylor" else ():
                 F.cross_entropy(theirs(x), y).backward()

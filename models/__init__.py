@@ -3,4 +3,17 @@
 from .cost import Cost, LayerCost, cost_of, costs, layer_costs
 from .groups import Group, Span, channel_groups
 from .import_weights import import_weights
-from .resnet import ARCHS, SHORTCUTS, STAGES, Spec, block_plans, build, new_spec, spec_of
+from .resnet import (
+    ARCHS,
+    SHORTCUTS,
+    STEMS,
+    STRIDES,
+    Spec,
+    block_plans,
+    build,
+    complete,
+    is_usual,
+    new_spec,
+    spec_of,
+    usual_blocks,
+)

@@ -41,9 +41,9 @@ def layer_costs(spec: Spec, image_size: int = 32) -> list[LayerCost]:
             rows.append(LayerCost(bn, "bn", (out,), size, 2 * out, 0))
         return size
 
-    kernel, stride = STEMS[spec["stem"]]
-    size = conv("conv1", "bn1", 3, kernel, stride, image_size)
-    size = -(-size // 2) if spec["stem"] == "imagenet" else size
+    stem = STEMS[spec["stem"]]
+    size = conv("conv1", "bn1", 3, stem.kernel, stem.stride, image_size)
+    size = -(-size // 2) if stem.pool else size
     channels = widths["conv1"]
     for plan in block_plans(spec):
         incoming, size_in, b = channels, size, plan.name

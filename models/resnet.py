@@ -2,17 +2,20 @@
 
 A network is its *spec*, a dict of plain types:
 
-    {"arch": "resnet", "depth": 50, "num_classes": 100, "width": 64, "stem": "cifar",
-     "shortcut": "B", "widths": {"conv1": 64, "layer1.0.conv1": 37, ...}, "pads": {}}
+    {"arch": "resnet", "depth": 50, "num_classes": 100, "width": 64, "blocks": [3, 4, 6, 3],
+     "kind": "bottleneck", "stride": "3x3", "stem": "cifar", "shortcut": "B",
+     "widths": {"conv1": 64, "layer1.0.conv1": 37, ...}, "pads": {}}
 
 `widths` gives the output channels of every convolution by its name; `pads` says, for each
-parameter-free shortcut, how many of the zero channels stand in front. `new_spec` fills both for a
-dense network, `build` is the only constructor, and `spec_of` reads the widths off the live
-modules, so that a spec cannot drift from its weights.
+parameter-free shortcut, how many of the zero channels stand in front. A block with neither a
+projection nor a pad has an identity shortcut. `new_spec` fills both for a dense network, `build` is
+the only constructor, and `spec_of` reads the widths off the live modules, so that a spec cannot
+drift from its weights.
 
 Attribute names are torchvision's, so that state dicts trained elsewhere fit.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -21,16 +24,35 @@ from torch.nn import functional as F
 
 Spec = dict[str, Any]
 
-# Blocks per stage. He et al. 2016 (arXiv 1512.03385), table 1 and, for the thin CIFAR family
-# (6n + 2 layers in three stages), section 4.2. Depth 26 is the two-blocks-a-stage bottleneck net.
-BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+# Blocks per stage: He et al. 2016 (arXiv 1512.03385), table 1. Depth 26 is the bottleneck network
+# with two blocks a stage. Other depths, 6n + 2, are the thin CIFAR family of section 4.2: n basic
+# blocks in each of three stages.
+BASIC = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 BOTTLENECK = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-THIN = {depth: ((depth - 2) // 6,) * 3 for depth in (20, 32, 44, 56, 110)}
-STAGES = {**BASIC, **BOTTLENECK, **THIN}
+CONVS = {"basic": 2, "bottleneck": 3}  # of a block, in a network that is not separable
 ARCHS = ("resnet", "resnet_de")  # _de: depthwise-separable, with squeeze-and-excitation
 SE_REDUCTION = 16  # Hu et al. 2018 (arXiv 1709.01507), section 3
 SHORTCUTS = ("A", "A-end", "B")  # zeros on both sides | zeros behind | 1x1 projection
-STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}  # kernel and stride; imagenet adds a max-pool
+STRIDES = ("3x3", "1x1")  # which convolution of a bottleneck has it: torchvision's | He et al.'s
+
+
+class Stem(NamedTuple):
+    """What comes before the first block."""
+
+    kernel: int
+    stride: int
+    pool: bool  # a max-pool, 3x3 with stride 2
+
+
+STEMS = {
+    "cifar": Stem(3, 1, False),
+    "cifar-pool": Stem(3, 1, True),
+    "3x3s2": Stem(3, 2, False),
+    "3x3s2-pool": Stem(3, 2, True),
+    "7x7": Stem(7, 1, False),
+    "7x7s2": Stem(7, 2, False),
+    "imagenet": Stem(7, 2, True),
+}
 
 
 class ConvPlan(NamedTuple):
@@ -54,32 +76,51 @@ class BlockPlan(NamedTuple):
     se: bool  # squeeze-and-excitation before the sum
 
 
+def usual_blocks(depth: int) -> tuple[tuple[int, ...], str]:
+    """Blocks per stage and kind of block of a depth. Raises ValueError if there is none."""
+    if depth in BOTTLENECK:
+        return BOTTLENECK[depth], "bottleneck"
+    if depth in BASIC:
+        return BASIC[depth], "basic"
+    if depth < 8 or depth % 6 != 2:
+        known = ", ".join(map(str, sorted([*BASIC, *BOTTLENECK])))
+        raise ValueError(f"unknown depth; known are {known}, and 6n + 2: 8, 14, 20, 32, ...")
+    return ((depth - 2) // 6,) * 3, "basic"
+
+
+def is_usual(spec: Spec) -> bool:
+    """Whether the blocks are those of the depth."""
+    with contextlib.suppress(ValueError):
+        return usual_blocks(spec["depth"]) == (tuple(spec["blocks"]), spec["kind"])
+    return False
+
+
 def block_plans(spec: Spec) -> list[BlockPlan]:
     """The blocks of a network in order: the one place that knows the topology."""
-    bottleneck = spec["depth"] in BOTTLENECK
-    separable = spec["arch"] == "resnet_de"
     plans = []
-    for stage, count in enumerate(STAGES[spec["depth"]], start=1):
+    for stage, count in enumerate(spec["blocks"], start=1):
         for index in range(count):
-            stride = 2 if stage > 1 and index == 0 else 1
+            name, stride = f"layer{stage}.{index}", 2 if stage > 1 and index == 0 else 1
             shortcut = "identity"
-            if index == 0 and (stage > 1 or bottleneck):
-                shortcut = "projection" if spec["shortcut"] == "B" else "pad"
-            convs = _convs(bottleneck, separable, stride)
-            name = f"layer{stage}.{index}"
+            if f"{name}.downsample.0" in spec["widths"]:
+                shortcut = "projection"
+            elif f"{name}.downsample" in spec["pads"]:
+                shortcut = "pad"
+            separable = spec["arch"] == "resnet_de"
+            convs = _convs(spec["kind"], separable, stride, spec["stride"])
             plans.append(BlockPlan(name, stage, stride, convs, shortcut, separable))
     return plans
 
 
-def _convs(bottleneck: bool, separable: bool, stride: int) -> tuple[ConvPlan, ...]:
-    # torchvision's placement: the stride sits on the first 3x3 convolution.
-    if not bottleneck:
+def _convs(kind: str, separable: bool, stride: int, strided: str) -> tuple[ConvPlan, ...]:
+    if kind == "basic":
         return ConvPlan("conv1", "bn1", 3, stride), ConvPlan("conv2", "bn2", 3, 1)
-    middle = (ConvPlan("conv2", "bn2", 3, stride),)
+    first, second = (1, stride) if strided == "3x3" else (stride, 1)
+    middle = (ConvPlan("conv2", "bn2", 3, second),)
     if separable:  # Howard et al. 2017 (arXiv 1704.04861), section 3.1
-        depthwise = ConvPlan("conv2_dw", "bn2_dw", 3, stride, depthwise=True)
+        depthwise = ConvPlan("conv2_dw", "bn2_dw", 3, second, depthwise=True)
         middle = (depthwise, ConvPlan("conv2", "bn2", 1, 1))
-    return ConvPlan("conv1", "bn1", 1, 1), *middle, ConvPlan("conv3", "bn3", 1, 1)
+    return ConvPlan("conv1", "bn1", 1, first), *middle, ConvPlan("conv3", "bn3", 1, 1)
 
 
 def new_spec(
@@ -89,6 +130,7 @@ def new_spec(
     arch: str = "resnet",
     width: int | None = None,
     stem: str = "cifar",
+    stride: str = "3x3",
     shortcut: str | None = None,
 ) -> Spec:
     """The spec of a dense network.
@@ -97,14 +139,13 @@ def new_spec(
     `shortcut` defaults to B, and to A for the thin family, as in He et al. 2016.
     Raises ValueError for a combination that does not exist.
     """
+    blocks, kind = usual_blocks(depth)
     if arch not in ARCHS:
         raise ValueError(f"unknown arch {arch!r}; known: {', '.join(ARCHS)}")
-    if depth not in STAGES:
-        raise ValueError(f"unknown depth {depth}; known: {', '.join(map(str, sorted(STAGES)))}")
     if arch == "resnet_de" and depth not in BOTTLENECK:
         depths = ", ".join(map(str, BOTTLENECK))
         raise ValueError(f"resnet_de exists for the bottleneck depths only: {depths}")
-    thin = depth in THIN
+    thin = len(blocks) == 3
     shortcut = shortcut or ("A" if thin else "B")
     if shortcut not in SHORTCUTS:
         raise ValueError(f"unknown shortcut {shortcut!r}; known: {', '.join(SHORTCUTS)}")
@@ -116,12 +157,15 @@ def new_spec(
         "depth": depth,
         "num_classes": num_classes,
         "width": width,
+        "blocks": list(blocks),
+        "kind": kind,
+        "stride": stride,
         "stem": stem,
         "shortcut": shortcut,
         "widths": {"conv1": width},
         "pads": {},
     }
-    expansion = 4 if depth in BOTTLENECK else 1
+    expansion, channels = 4 if kind == "bottleneck" else 1, width
     for block in block_plans(spec):
         inner = width * 2 ** (block.stage - 1)
         for conv in block.convs:
@@ -130,12 +174,19 @@ def new_spec(
         if block.se:
             spec["widths"][f"{block.name}.se.fc1"] = max(1, inner * expansion // SE_REDUCTION)
             spec["widths"][f"{block.name}.se.fc2"] = inner * expansion
-        if block.shortcut == "projection":
-            spec["widths"][f"{block.name}.downsample.0"] = inner * expansion
-        elif block.shortcut == "pad":
-            # A block that pads doubles its channels: a quarter of the new ones on either side.
-            spec["pads"][f"{block.name}.downsample"] = inner // 4 if shortcut == "A" else 0
+        if block.stride > 1 or inner * expansion != channels:
+            if shortcut == "B":
+                spec["widths"][f"{block.name}.downsample.0"] = inner * expansion
+            else:  # such a block doubles its channels: a quarter of the new ones on either side
+                spec["pads"][f"{block.name}.downsample"] = inner // 4 if shortcut == "A" else 0
+        channels = inner * expansion
     return spec
+
+
+def complete(spec: Spec) -> Spec:
+    """The spec with what older versions left to the depth."""
+    blocks, kind = usual_blocks(spec["depth"])
+    return {"blocks": list(blocks), "kind": kind, "stride": "3x3", **spec}
 
 
 class PadShortcut(nn.Module):
@@ -219,13 +270,12 @@ class ResNet(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         # What cannot be read back off the modules; see spec_of.
-        self.fixed = {k: spec[k] for k in ("arch", "depth", "width", "stem", "shortcut")}
-        widths = spec["widths"]
-        kernel, stride = STEMS[spec["stem"]]
+        self.fixed = {k: v for k, v in spec.items() if k not in ("num_classes", "widths", "pads")}
+        widths, stem = spec["widths"], STEMS[spec["stem"]]
         channels = widths["conv1"]
-        self.conv1 = nn.Conv2d(3, channels, kernel, stride, kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(3, channels, stem.kernel, stem.stride, stem.kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if spec["stem"] == "imagenet" else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem.pool else nn.Identity()
         self.stages = []
         for plan in block_plans(spec):
             stage = f"layer{plan.stage}"
@@ -251,8 +301,8 @@ def build(spec: Spec, state_dict: dict[str, Tensor] | None = None) -> ResNet:
     that rebuilding a large network takes milliseconds. Raises ValueError if anything does not
     fit.
     """
-    if spec.get("depth") not in STAGES or spec.get("arch") not in ARCHS:
-        raise ValueError(f"unknown network {spec.get('arch')} {spec.get('depth')}")
+    if spec.get("arch") not in ARCHS or spec.get("kind") not in CONVS:
+        raise ValueError(f"unknown network {spec.get('arch')} {spec.get('kind')}")
     try:
         if state_dict is None:
             model = ResNet(spec)

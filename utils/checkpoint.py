@@ -1,15 +1,18 @@
 """Checkpoints: one dict of plain types and tensors in a file, which alone rebuilds its network."""
 
+import argparse
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import nn
 
-from models import Spec, build
+from models import Spec, build, complete, is_usual
 from pruning import PruningConfig, Record
 
 from . import files, format1
@@ -19,6 +22,14 @@ FORMAT = 2
 KINDS = {"format": int, "stage": str, "spec": dict, "state_dict": dict, "data": dict}
 KINDS |= {"pruning": (dict, type(None)), "metrics": dict, "history": list}
 DATA = {"dataset", "classes", "mean", "std", "image_size"}
+
+
+# Beside weights in many files, and can do nothing when they are read.
+NUMPY = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+HARMLESS = [argparse.Namespace, np.ndarray, np.dtype]
+HARMLESS += [kind for name, kind in vars(np.dtypes).items() if name.endswith("DType")]
+for core in ("numpy.core", "numpy._core"):  # its name in numpy 1 and 2
+    HARMLESS += [(function, f"{core}.multiarray.{name}") for name, function in NUMPY.items()]
 
 
 class CheckpointError(Exception):
@@ -85,7 +96,9 @@ class Checkpoint:
 
     def network_config(self) -> NetworkConfig:
         """The network and its data."""
-        known = {key: self.spec[key] for key in ("arch", "depth", "width", "shortcut")}
+        names = ("arch", "depth", "width", "shortcut", "stem", "stride")
+        known = {name: self.spec[name] for name in names}
+        known |= {} if is_usual(self.spec) else {"blocks": tuple(self.spec["blocks"])}
         return NetworkConfig(self.data["dataset"], self.image_size, **known)
 
     def network(self) -> nn.Module:
@@ -119,20 +132,51 @@ def find(path: str | Path) -> Path:
 
 
 def load_file(path: str | Path, advice: str = "make it again") -> Any:
-    """`torch.load` on the CPU, which never executes anything that the file carries."""
+    """`torch.load` on the CPU, which never executes anything that the file carries.
+
+    Also a safetensors file. Numbers of numpy and a Namespace of flags may lie beside the weights.
+    """
     file = find(path)
-    damaged = CheckpointError(f"{file}: damaged or not a checkpoint; {advice}")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "global" in str(error).lower():
-            problem = "holds more than tensors and plain types; save its state_dict() instead"
-            raise CheckpointError(f"{file}: {problem}") from None
-        raise damaged from None
+        if file.suffix == ".safetensors":
+            return _load_safetensors(file)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
-        raise damaged from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        problem = _what_else(file) or f"damaged or not a checkpoint; {advice}"
+        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
+            problem = "holds more than tensors and plain types; save its state_dict() instead"
+        raise CheckpointError(f"{file}: {problem}") from None
+
+
+def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file as load_tensors
+    except ImportError:
+        raise CheckpointError(f"{file}: reading it needs `pip install safetensors`") from None
+    try:
+        return load_tensors(file)
+    except SafetensorError as error:
+        raise ValueError(error) from None
+
+
+def _what_else(file: Path) -> str | None:
+    """What a file is that often stands where a checkpoint was meant, and what to do."""
+    with file.open("rb") as opened:
+        start = opened.read(256).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself; run `git lfs pull` where it is from"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not the file itself; download it again"
+    names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+    if any("/code/" in name for name in names):
+        return "a TorchScript archive; save the state_dict() of the module that it was made from"
+    if any(name.endswith("archive_format") for name in names):
+        return "an exported program; save the state_dict() of the module that it was made from"
+    return None
 
 
 def is_checkpoint(content: Any) -> bool:
@@ -156,8 +200,9 @@ def parse(content: Any, file: Path) -> Checkpoint:
     try:
         content = format1.checkpoint(content) if content["format"] == 1 else content
         content = {k: v for k, v in content.items() if k not in ("format", "control")}
-        if content["pruning"]:
-            content["pruning"] = Record.from_dict(content["pruning"])
+        content["spec"] = complete(content["spec"])
+        if record := content["pruning"]:
+            content["pruning"] = Record.from_dict({**record, "dense": complete(record["dense"])})
         return Checkpoint(**content, file=file)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         told = f"{type(error).__name__}: {error}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from models import ARCHS, SHORTCUTS, STAGES, new_spec
+from models import ARCHS, SHORTCUTS, STEMS, STRIDES, new_spec
 from pruning.config import Options, option
 
 from .data import AUGMENTATIONS, DATASETS
@@ -29,6 +29,8 @@ def _cosine(t: float) -> float:
 
 
 MEAN = "of pixels in [0, 1], to normalize them (default: the training images')"
+STEM = "kernel, stride and max-pool before the first block; imagenet: 7x7s2-pool"
+KEY = "of a file from elsewhere: which weights in it, if there are several"
 RGB = {"nargs": 3, "metavar": ("R", "G", "B")}
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -53,29 +55,42 @@ class NetworkConfig(Options):
     image_size: int = option(32, "height and width in pixels", int, "[8, 1e9]")
     train_images: int | None = option(None, "random subset to train on", int, "[2, 1e9]")
     arch: str = option("resnet", "resnet_de: depthwise separable, with SE", str, ARCHS)
-    depth: int = option(50, "number of layers", int, tuple(sorted(STAGES)))
+    depth: int = option(50, "number of layers", int, "[8, 1202]")
     width: int | None = option(None, "channels of stage 1 (default: 64 or 16)", int, "[1, 1e9]")
     shortcut: str | None = option(None, "A, A-end: zeros; B: 1x1 (default: B or A)", str, SHORTCUTS)
+    stem: str = option("cifar", STEM, str, tuple(STEMS))
+    stride: str = option("3x3", "which convolution of a bottleneck has it", str, STRIDES)
+    blocks: tuple[int, ...] | None = None  # per stage, where not usual for the depth
+    key: str | None = option(None, KEY, metavar="NAME")
+    bn_eps: float | None = option(None, "of its BatchNorms (default: 1e-5)", float, "(0, 1]")
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
     mean: tuple[float, ...] | None = option(None, MEAN, float, "[0, 1]", **RGB)
     std: tuple[float, ...] | None = option(None, "likewise", float, "(0, 1]", **RGB)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.blocks:  # of a file that was read, where all is known
+            return
         shape = {"arch": self.arch, "width": self.width, "shortcut": self.shortcut}
-        spec = new_spec(self.depth, 1, **shape)  # knows what is usual for this depth
+        try:
+            spec = new_spec(self.depth, 1, **shape)  # knows what is usual for this depth
+        except ValueError as error:
+            raise ValueError(f"--depth {self.depth}: {error}") from None
         object.__setattr__(self, "width", spec["width"])
         object.__setattr__(self, "shortcut", spec["shortcut"])
 
     @property
     def name(self) -> str:
-        """<arch><depth>; a width or shortcut that is not the default joins it."""
-        usual, name = new_spec(self.depth, 1, arch=self.arch), f"{self.arch}{self.depth}"
-        if self.width != usual["width"]:
+        """<arch><depth>; what is not usual for that depth joins it."""
+        name = f"{self.arch}{self.depth}"
+        usual = {} if self.blocks else new_spec(self.depth, 1, arch=self.arch)
+        if self.width != usual.get("width"):
             name += f"w{self.width}"
-        if self.shortcut != usual["shortcut"]:
-            name += f"-{self.shortcut}"
-        return name
+        parts = [".".join(map(str, self.blocks))] if self.blocks else []
+        parts += [self.shortcut] if self.shortcut != usual.get("shortcut") else []
+        parts += [self.stem] if self.stem != "cifar" else []
+        parts += ["stride1x1"] if self.stride == "1x1" else []
+        return "-".join([name, *parts])
 
 
 @dataclass(frozen=True)

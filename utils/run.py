@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models import build, cost_of, costs, import_weights, spec_of
+from models import complete, cost_of, costs, spec_of
 from pruning import PruningConfig, Record
 from pruning.config import flag
 
 from . import checkpoint as checkpoints
-from . import format1
+from . import elsewhere, format1
 from .checkpoint import Checkpoint, CheckpointError
-from .config import NetworkConfig, RunConfig, fill
+from .config import NetworkConfig, Recipe, RunConfig, fill
 from .data import Data, load
 from .device import Machine, describe, rank
 from .files import locked, plain, sha256, write_json, write_text
@@ -52,13 +52,18 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
     else:
         network = parent.network_config()
         known = {**asdict(network), "mean": parent.data["mean"], "std": parent.data["std"]}
-        for name in ("dataset", "image_size", "arch", "depth", "width", "shortcut", "mean", "std"):
+        if parent.stage == "elsewhere":
+            known |= {"key": given["key"], "bn_eps": given["bn_eps"]}
+        names = ("dataset", "image_size", "arch", "depth", "width", "shortcut", "stem", "stride")
+        for name in (*names, "mean", "std", "key", "bn_eps"):
             if given.get(name) not in (None, known[name]):
                 contradicted = f"contradicts {parent.file}, which has {known[name]}"
                 raise ValueError(f"{flag(name)} {given[name]} {contradicted}")
         network = replace(network, train_images=given["train_images"])
-        if parent.stage == "elsewhere" and given["mean"]:
-            network = replace(network, mean=tuple(given["mean"]), std=tuple(given["std"]))
+        if parent.stage == "elsewhere":  # what is given says how the file was read
+            network = replace(network, key=given["key"], bn_eps=given["bn_eps"])
+            if given["mean"]:
+                network = replace(network, mean=tuple(given["mean"]), std=tuple(given["std"]))
     if network.dataset == "folder":
         network = replace(network, folder=str(fill(RunConfig, given).data.resolve()))
     return network
@@ -82,30 +87,17 @@ def output_folder(config: RunConfig, usual: Path, *inputs: Checkpoint | None) ->
 def read_parent(path: Path | None, given: Mapping[str, Any], usual: str) -> Checkpoint:
     """The input of a stage: the checkpoint at `path`, or in `usual` beside this run's others.
 
-    A plain state dict is imported. Raises CheckpointError if it cannot be read.
+    What was trained elsewhere is imported. Raises CheckpointError if it cannot be read.
     """
     if path is None:
         path = default_folder(network_for(given), given["seed"] or 0) / usual
     file = checkpoints.find(path)
     content = checkpoints.load_file(file)
     own = checkpoints.is_checkpoint(content)
-    parent = checkpoints.parse(content, file) if own else _import(content, file, given)
+    parent = checkpoints.parse(content, file) if own else elsewhere.read(content, file, given)
     data, network = parent.data, parent.network_config()
     say(f"from {file}: {network.name} for {data['dataset']}, {data['image_size']} pixels")
     return parent
-
-
-def _import(content: Any, file: Path, given: Mapping[str, Any]) -> Checkpoint:
-    """A network trained elsewhere as the checkpoint that it never had."""
-    try:
-        spec, state_dict = import_weights(content, given["shortcut"])
-        build(spec, state_dict)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: {error}") from None
-    network = fill(NetworkConfig, given)
-    data = {"dataset": network.dataset, "image_size": network.image_size, "classes": None}
-    data |= {"mean": given["mean"], "std": given["std"]}
-    return Checkpoint("elsewhere", spec, state_dict, data, file=file)
 
 
 def require_finished(checkpoint: Checkpoint) -> None:
@@ -251,7 +243,7 @@ class Run(contextlib.AbstractContextManager):
             if "hooks" in state:
                 state = format1.unfinished(state)
             self._compare(state["arguments"])
-            return state
+            return state | ({"spec": complete(state["spec"])} if "spec" in state else {})
         except (AttributeError, KeyError, TypeError):
             raise CheckpointError(f"{self.resume}: damaged; --force starts over") from None
 
@@ -327,10 +319,11 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names, like "recipe.lr", and values of an identity."""
+    kinds = {"network": NetworkConfig, "recipe": Recipe, "pruning": PruningConfig}
     for name, value in identity.items():
-        if name == "pruning":  # an older version had fewer options
+        if name in kinds:  # an older version had fewer options
             with contextlib.suppress(TypeError, ValueError, AttributeError):
-                value = PruningConfig.from_dict(value).as_dict()
+                value = plain(asdict(fill(kinds[name], value)))
         if isinstance(value, dict):
             yield from ((f"{name}.{field}", own) for field, own in value.items())
         else:

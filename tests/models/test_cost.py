@@ -44,10 +44,12 @@ def test_one_separable_block_by_hand():
 @pytest.mark.parametrize(
     ("arch", "depth"), [*(("resnet", d) for d in (18, 20, 26)), ("resnet_de", 26)]
 )
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize(
+    ("stem", "stride"), [("cifar", "3x3"), ("imagenet", "1x1"), ("cifar-pool", "3x3")]
+)
 @pytest.mark.parametrize("size", [32, 33])
-def test_counters_agree(arch, depth, stem, size):
-    spec = new_spec(depth, 10, arch=arch, width=8, stem=stem)
+def test_counters_agree(arch, depth, stem, stride, size):
+    spec = new_spec(depth, 10, arch=arch, width=8, stem=stem, stride=stride)
     model = build(spec).eval()
     cost = cost_of(spec, size)
     assert cost.params == sum(p.numel() for p in model.parameters())

@@ -1,70 +1,274 @@
+import random
+from collections import OrderedDict
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
 
 from models import build, import_weights, new_spec
+from models.resnet import STEMS
 from tests.conftest import lively
 
-
-def foreign(state, style):
-    """The state dict as other code bases name its entries."""
-    renamed = {}
-    for key, tensor in state.items():
-        if "shortcut" in style:
-            key = key.replace("downsample", "shortcut")
-        if "linear" in style:
-            key = key.replace("fc.", "linear.")
-        if "parallel" in style:
-            key = f"module.{key}"
-        if "old" in style and key.endswith("num_batches_tracked"):
-            continue
-        renamed[key] = tensor
-    return renamed
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+BLOCK = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
+LETTERS = {f"{kind}{i}": f"{kind}_{'abc'[i - 1]}" for kind in ("conv", "bn") for i in (1, 2, 3)}
 
 
-@pytest.mark.parametrize("style", ["", "shortcut linear", "parallel", "shortcut parallel old"])
-@pytest.mark.parametrize(
-    ("depth", "options"),
-    [
-        (18, {}),
-        (20, {}),
-        (20, {"shortcut": "A-end"}),
-        (20, {"shortcut": "B"}),
-        (26, {"width": 8}),
-        (50, {"stem": "imagenet", "width": 8}),
-    ],
-)
-def test_spec_is_read_off_the_shapes(depth, options, style):
+def torchvision(layer):
+    return layer
+
+
+def kuangliu(layer):
+    return layer.replace("downsample", "shortcut").replace("fc", "linear")
+
+
+def weiaicunzai(layer):
+    if layer in ("conv1", "bn1"):
+        return f"conv1.{int(layer == 'bn1')}"
+    if layer == "fc":
+        return layer
+    stage, index, *rest = layer.split(".")
+    inside = f"shortcut.{rest[1]}" if len(rest) > 1 else f"residual_function.{BLOCK[rest[0]]}"
+    return f"conv{int(stage[-1]) + 1}_x.{index}.{inside}"
+
+
+def resnext(layer):
+    if "." not in layer:
+        return {"conv1": "conv_1_3x3", "bn1": "bn_1", "fc": "classifier"}[layer]
+    stage, index, *rest = layer.split(".")
+    return ".".join([f"stage_{stage[-1]}", index, LETTERS.get(rest[0], rest[0]), *rest[1:]])
+
+
+def lists(layer):
+    """Stages in a list, the classifier in a Sequential."""
+    stage, _, rest = layer.partition(".")
+    return f"layers.{int(stage[-1]) - 1}.{rest}" if rest else layer.replace("fc", "head.fc.1")
+
+
+def flat(layer):
+    """All blocks of depth 20 in one list."""
+    if "." not in layer:
+        return f"features.{layer}" if layer != "fc" else "features.head"
+    stage, index, *rest = layer.split(".")
+    return ".".join(["features.blocks", str(3 * int(stage[-1]) - 3 + int(index)), *rest])
+
+
+SCHEMES = (torchvision, kuangliu, weiaicunzai, resnext, lists)
+NETWORKS = [
+    *[(depth, {}) for depth in (8, 10, 14, 18, 20)],
+    (20, {"shortcut": "A-end"}),
+    (20, {"shortcut": "B"}),
+    *[(26, {"width": 8}), (26, {"width": 8, "stride": "1x1"})],
+    (50, {"stem": "imagenet", "width": 8}),
+]
+
+
+def renamed(state, scheme):
+    named = {}
+    for name, tensor in state.items():
+        layer, _, kind = name.rpartition(".")
+        named[f"{scheme(layer)}.{kind}"] = tensor
+    return named
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(X)
+
+
+def read(content, **told):
+    found = import_weights(content, **told)
+    return build(found.spec, found.state_dict), found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("depth", "options"), NETWORKS)
+def test_structure_tells_what_a_layer_is(depth, options, scheme):
     spec = new_spec(depth, 7, **options)
     model = lively(spec)
-    hint = options.get("shortcut") if options.get("shortcut") != "B" else None
-    found, state = import_weights({"state_dict": foreign(model.state_dict(), style)}, hint)
-    assert found == spec
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(build(found, state).eval()(x), model(x))
+    hints = {k: v for k, v in options.items() if k in ("shortcut", "stride")}
+    ours, found = read(renamed(model.state_dict(), scheme), **hints)
+    assert found.spec == spec
+    torch.testing.assert_close(logits(ours), logits(model))
+
+
+def test_blocks_in_one_list():
+    model = lively(new_spec(20, 7))
+    ours, found = read(renamed(model.state_dict(), flat))
+    assert found.spec == new_spec(20, 7)
+    torch.testing.assert_close(logits(ours), logits(model))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99), scheme=st.sampled_from(SCHEMES), wide=st.booleans())
+def test_the_order_in_the_file_does_not_matter(seed, scheme, wide):
+    model = lively(new_spec(26, 7, width=4) if wide else new_spec(20, 7, shortcut="B", width=4))
+    entries = [*renamed(model.state_dict(), scheme).items()]
+    random.Random(seed).shuffle(entries)
+    ours, _ = read(dict(entries))
+    torch.testing.assert_close(logits(ours), logits(model))
+
+
+@pytest.mark.parametrize("blocks", [[4, 4, 4], [2, 3, 1], [1, 2, 1, 2]])
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_any_number_of_blocks(blocks, kind):
+    """Of any width, and with a projection in the first block, too."""
+    convs = 2 if kind == "basic" else 3
+    spec = {**new_spec(26, 7, width=4), "blocks": blocks, "kind": kind, "widths": {"conv1": 6}}
+    spec |= {"depth": 2 + convs * sum(blocks), "width": 6}
+    for stage, count in enumerate(blocks, 1):
+        for index in range(count):
+            for conv in range(1, convs + 1):
+                spec["widths"][f"layer{stage}.{index}.conv{conv}"] = 5 * stage + (conv == convs)
+        spec["widths"][f"layer{stage}.0.downsample.0"] = 5 * stage + 1
+    model = lively(spec)
+    ours, found = read(model.state_dict())
+    assert found.spec == spec
+    torch.testing.assert_close(logits(ours), logits(model))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.module.", "module.student.", "net.model."]
+)
+def test_a_prefix_that_all_share_is_taken_off(prefix):
+    model = lively(new_spec(20, 7))
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    state["n_averaged"] = torch.tensor(3)
+    ours, found = read(state)
+    torch.testing.assert_close(logits(ours), logits(model))
+    assert "left out: n_averaged" in found.notes
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "weights", "params", "state.net"])
+def test_weights_lie_under_any_key(key):
+    model = lively(new_spec(20, 7))
+    content = OrderedDict(model.state_dict())
+    for name in reversed(key.split(".")):
+        content = {name: content, "epoch": 3}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(X).sum().backward()
+    optimizer.step()
+    content["optimizer"] = optimizer.state_dict()
+    found = import_weights(content)
+    assert len(found.notes) == 1  # what is assumed
+    assert found.spec == new_spec(20, 7)
+
+
+def test_of_several_networks_one_is_chosen_and_named():
+    raw, average = lively(new_spec(20, 7)), lively(new_spec(20, 7), seed=1)
+    content = {"state_dict": raw.state_dict(), "ema": {"module": average.state_dict()}}
+    ours, found = read(content)
+    torch.testing.assert_close(logits(ours), logits(raw))
+    assert found.notes[0] == "weights under state_dict, ema.module; read: state_dict (--key)"
+    ours, found = read(content, key="ema.module")
+    torch.testing.assert_close(logits(ours), logits(average))
+    with pytest.raises(ValueError, match="--key best: the weights are under state_dict, ema"):
+        read(content, key="best")
+
+
+def test_what_tools_leave_behind_is_left_out():
+    model = lively(new_spec(20, 7))
+    state = model.state_dict()
+    state |= {f"layer1.{i}.conv1.total_ops": torch.zeros(1) for i in range(3)}
+    state |= {"total_params": torch.zeros(1), "version": "1.0"}
+    ours, found = read(state)
+    torch.testing.assert_close(logits(ours), logits(model))
+    first = "left out: layer1.0.conv1.total_ops, layer1.1.conv1.total_ops, layer1.2.conv1.total_ops"
+    assert found.notes[0] == f"{first} and 2 more"
+
+
+def test_equivalent_forms_become_ours():
+    """Convolutions with a bias, a classifier without, another eps, BatchNorm without scale."""
+    model = lively(new_spec(26, 7, width=4, stem="7x7s2"))
+    for module in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
+        module.bias = nn.Parameter(torch.randn(module.out_channels))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eps = 1e-2
+    norms[2].weight = norms[2].bias = None
+    model.fc = nn.Linear(model.fc.in_features, 7, bias=False)
+    ours, found = read(model.state_dict(), eps=1e-2, stem="7x7s2")
+    torch.testing.assert_close(logits(ours), logits(model), rtol=1e-4, atol=1e-4)
+    assert found.notes == ["assumed: stride on 3x3 (--stride)"]
+
+
+def test_masks_of_torch_become_ours():
+    model = lively(new_spec(20, 7))
+    for name in ("layer1.0.conv1", "fc"):
+        prune.l1_unstructured(model.get_submodule(name), "weight", 0.5)
+    ours, found = read({f"module.{k}": v for k, v in model.state_dict().items()})
+    torch.testing.assert_close(logits(ours), logits(model))
+    assert found.masks.keys() == {"layer1.0.conv1", "fc"}
+    assert torch.equal(found.masks["fc"], ours.fc.weight != 0)
+
+
+def test_what_is_assumed_is_said():
+    _, found = read(lively(new_spec(20, 7)).state_dict())
+    told = ("stem cifar (--stem)", "shortcut A (--shortcut)", "eps 1e-05 (--bn-eps)")
+    assert found.notes == [f"assumed: {', '.join(told)}"]
+    for stem in (name for name, one in STEMS.items() if one.kernel == 7):
+        state = lively(new_spec(18, 7, stem=stem, width=4)).state_dict()
+        assert read(state, stem=stem)[1].spec["stem"] == stem
 
 
 def test_half_precision_becomes_single():
     state = {k: v.half() for k, v in lively(new_spec(20, 10)).state_dict().items()}
-    _, adopted = import_weights(state)
-    assert adopted["conv1.weight"].dtype == torch.float32
+    assert import_weights(state).state_dict["conv1.weight"].dtype == torch.float32
+
+
+def grouped(state):
+    state["layer1.0.conv2.weight"] = state["layer1.0.conv2.weight"][:, :4]
+
+
+def added(name, *shape):
+    return lambda state: state.update({name: torch.ones(shape)})
+
+
+def without(prefix):
+    return lambda state: [state.pop(name) for name in [*state] if name.startswith(prefix)]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("damage", "message"),
     [
-        ([1, 2], "neither"),
-        ({"epoch": 3}, "neither"),
-        ({"features.0.weight": torch.zeros(8, 3, 3, 3)}, "missing"),
+        (grouped, "layer1.0.conv2 is a grouped convolution"),
+        (added("layer1.0.bn3.weight", 16), "not a ResNet with BatchNorm: layer1.0.bn3"),
+        (added("layer1.0.alpha1", 1), "layer1.0 has no weight"),
+        (added("layer1.0.conv1.alpha", 1), "no parameter like layer1.0.conv1.alpha"),
+        (added("aux.weight", 7, 64), "1 convolutions of RGB images, 2 linear layers"),
+        (added("conv0.weight", 3, 3, 1, 1), "2 convolutions of RGB images"),
+        (added("layer3.0.conv1.weight", 64, 30, 3, 3), "do not fit"),
+        (without("bn1"), "one BatchNorm outside of the blocks is wanted"),
+        (without("layer1.1.bn"), "layer1.1 has 2 convolutions and 0 BatchNorms"),
+        (without("layer"), "no blocks can be told apart"),
     ],
 )
-def test_other_content_is_refused(content, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_something_else_is_refused_in_one_short_line(damage, message):
+    state = dict(lively(new_spec(20, 7)).state_dict())
+    damage(state)
+    with pytest.raises(ValueError, match=message) as error:
+        import_weights(state)
+    assert len(str(error.value)) < 200
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"a": {"weight": torch.zeros(3)}}])
+def test_other_content_is_refused(content):
+    with pytest.raises(ValueError, match="neither"):
         import_weights(content)
 
 
-def test_unknown_depth_is_refused():
-    state = lively(new_spec(20, 10)).state_dict()
-    short = {k: v for k, v in state.items() if not k.startswith("layer3.2")}
-    with pytest.raises(ValueError, match="blocks"):
-        import_weights(short)
+@pytest.mark.parametrize(
+    ("options", "told", "message"),
+    [
+        ({}, {"shortcut": "B"}, "the shortcuts of the network have no parameters"),
+        ({"shortcut": "B"}, {"shortcut": "A"}, "the shortcuts of the network have projections"),
+        ({}, {"stem": "imagenet"}, "the first convolution has 3x3 pixels"),
+    ],
+)
+def test_what_contradicts_the_shapes_is_refused(options, told, message):
+    with pytest.raises(ValueError, match=message):
+        import_weights(lively(new_spec(20, 7, **options)).state_dict(), **told)

@@ -3,10 +3,12 @@ import torch
 import torchvision
 from torch import nn
 
-from models import STAGES, build, channel_groups, new_spec, spec_of
+from models import STEMS, build, channel_groups, complete, is_usual, new_spec, spec_of
+
+DEPTHS = (8, 10, 14, 18, 20, 26, 34, 50, 56, 101, 110, 152, 1202)
 
 
-@pytest.mark.parametrize("depth", sorted(STAGES))
+@pytest.mark.parametrize("depth", DEPTHS)
 def test_spec_round_trip(depth):
     spec = new_spec(depth, 100)
     with torch.device("meta"):
@@ -15,9 +17,33 @@ def test_spec_round_trip(depth):
 
 
 def test_depth_counts_the_layers():
-    for depth in STAGES:  # bottleneck, basic and thin
+    for depth in DEPTHS:  # bottleneck, basic and thin
         main_path = [n for n in new_spec(depth, 10)["widths"] if "downsample" not in n]
         assert len(main_path) + 1 == depth  # and the classifier
+
+
+def test_what_older_versions_left_to_the_depth_is_filled_in():
+    spec = new_spec(50, 10)
+    old = {key: spec[key] for key in spec if key not in ("blocks", "kind", "stride")}
+    assert complete(old) == spec == complete(spec)
+    assert is_usual(spec)
+    assert not is_usual({**spec, "blocks": [4, 4, 4], "kind": "basic", "depth": 26})
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_stems(stem):
+    kernel, stride, pool = STEMS[stem]
+    model = build(new_spec(18, 7, stem=stem, width=4)).eval()
+    sizes = []
+    model.layer1.register_forward_pre_hook(lambda _, x: sizes.append(x[0].shape[-1]))
+    model(torch.randn(1, 3, 32, 32))
+    assert sizes == [32 // stride // (1 + pool)]
+    assert model.conv1.weight.shape[-1] == kernel
+
+
+def test_the_stride_of_a_bottleneck_may_be_on_its_first_convolution():
+    block = build(new_spec(26, 7, width=4, stride="1x1")).layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
 
 
 @pytest.mark.parametrize("depth", [18, 50])

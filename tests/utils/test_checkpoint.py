@@ -1,9 +1,11 @@
+import argparse
 import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from models import new_spec
 from pruning import METHODS, Record, resolve
@@ -32,7 +34,9 @@ def test_round_trip(tmp_path):
 
 def test_what_pruning_left_survives_the_round_trip(tmp_path):
     step = resolve({"method": "soft", "ratio": (0.5, 0.3, 0.1), "skip": ["layer1.0"]})
-    state = METHODS["soft"].State({"layer1.0.conv1": [0, 3]}, pending=True, final_ratio=0.5)
+    state = METHODS["soft"].State(
+        {"layer1.0.conv1": [0, 3]}, pending=True, counts={"layer1.0.conv1": 2}
+    )
     record = Record([resolve({}), step], [0.5, 0.3, 0.1], new_spec(20, 10), 0.25, state)
     made, _ = checkpoint(pruning=record)
     made.save(tmp_path / "model.pt")
@@ -64,6 +68,57 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path, monkeypatch):
     with pytest.raises(C.CheckpointError, match=r"plain\.pt"):
         C.load("plain.pt")
     assert not os.path.exists("executed")
+
+
+class Small(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            lambda f: f.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+            "Git LFS pointer",
+        ),
+        (lambda f: f.write_text("<!DOCTYPE html><title>Sign in</title>"), "a web page"),
+        (lambda f: torch.jit.trace(Small(), torch.ones(1)).save(f), "TorchScript"),
+        (
+            lambda f: torch.export.save(torch.export.export(Small(), (torch.ones(1),)), f),
+            "exported",
+        ),
+        (lambda f: torch.save(Small(), f), "save its state_dict"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path, write, message):
+    write(tmp_path / "net.pt2")
+    with pytest.raises(C.CheckpointError, match=rf"net\.pt2: .*{message}") as caught:
+        C.load_file(tmp_path / "net.pt2")
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_flags_may_lie_beside_the_weights(tmp_path):
+    args = argparse.Namespace(lr=0.1, best=np.float32(3))
+    content = {"w": torch.ones(2), "top1": np.float64(71.5), "curve": np.ones(3), "args": args}
+    torch.save(content, tmp_path / "net.pt")
+    read = C.load_file(tmp_path / "net.pt")
+    assert (read["top1"], read["args"].lr) == (71.5, 0.1)
+    assert torch.equal(read["w"], content["w"])
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = {"conv.weight": torch.randn(3, 3), "bn.bias": torch.randn(3)}
+    save_file(weights, tmp_path / "net.safetensors")
+    read = C.load_file(tmp_path / "net.safetensors")
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+    (tmp_path / "net.safetensors").write_bytes(b"12345678")
+    with pytest.raises(C.CheckpointError, match="damaged"):
+        C.load_file(tmp_path / "net.safetensors")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 50_000])

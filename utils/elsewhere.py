@@ -1,0 +1,42 @@
+"""A network that was trained elsewhere, as the checkpoint that it never had."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models import import_weights
+from pruning import METHODS, Record, resolve
+
+from .checkpoint import Checkpoint, CheckpointError
+from .config import NetworkConfig, fill
+from .log import say
+
+
+def read(content: Any, file: Path, given: Mapping[str, Any]) -> Checkpoint:
+    """What a state dict holds, as far as it shows, and as `given` where it does not.
+
+    Says what was assumed. Raises CheckpointError if it is no ResNet that can be read.
+    """
+    told = {name: given[name] for name in ("key", "stem", "shortcut", "stride")}
+    try:
+        found = import_weights(content, **told, eps=given["bn_eps"])
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    notes = found.notes
+    if found.spec["stem"] not in ("cifar", "cifar-pool") and not given["image_size"]:
+        notes = [*notes, f"assumed: images of {NetworkConfig.image_size} pixels (--image-size)"]
+    for note in notes:
+        say(f"{file}: {note}")
+    known = fill(NetworkConfig, {name: given[name] for name in ("dataset", "image_size")})
+    data = {"dataset": known.dataset, "image_size": known.image_size, "classes": None}
+    data |= {"mean": given["mean"], "std": given["std"]}
+    record = None
+    if found.masks:
+        total = sum(mask.numel() for mask in found.masks.values())
+        ratio = round(1 - sum(int(mask.sum()) for mask in found.masks.values()) / total, 4)
+        state = METHODS["weight"].State(masks=found.masks)
+        record = Record(
+            [resolve({"method": "weight", "ratio": ratio})], ratio, found.spec, 0, state
+        )
+        say(f"{file}: {100 * ratio:.1f} % of the weights in {len(found.masks)} layers are masked")
+    return Checkpoint("elsewhere", found.spec, found.state_dict, data, record, file=file)
