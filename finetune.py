@@ -30,6 +30,7 @@ from utils.checkpoint import Checkpoint
 from utils.config import NetworkConfig, Recipe, RunConfig, fill
 from utils.data import Data
 from utils.device import place, prepare
+from utils.doubts import doubts
 from utils.log import say
 from utils.run import Outcome, Run
 from utils.train import evaluate, fit, recalibrate
@@ -134,6 +135,9 @@ def recover(
         recalibrate(model, data, run.machine, recipe)
         measured["top1_recalibrated"], _ = evaluate(model, data, run.machine)
         say(f"top-1 with BatchNorm recalibrated: {measured['top1_recalibrated']:.2f} %")
+    if parent.stage == "elsewhere":
+        for doubt in doubts(place(model, run.machine).eval(), data, run.machine):
+            say(f"warning: {parent.file}: {doubt}")
     method = record and record.method()
     trained = fit(model, data, recipe, run, method, expert if teacher else None)
     if record:

@@ -39,6 +39,7 @@ from utils.checkpoint import Checkpoint
 from utils.config import Recipe, RunConfig, fill
 from utils.data import Data, normalize, sample
 from utils.device import Machine, place, prepare
+from utils.doubts import doubts
 from utils.files import write_json
 from utils.log import say, table
 from utils.run import Outcome, Run
@@ -128,6 +129,8 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
     measured = {"top1": None, "loss": None, "top1_before": None}
     if not run.identity["no_eval"]:
         measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
+        for doubt in doubts(model.eval(), data, machine) if parent.stage == "elsewhere" else ():
+            say(f"warning: {parent.file}: {doubt}")
         measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
     if task.latency:

@@ -1,0 +1,103 @@
+"""Files that were not written by this project, through the commands."""
+
+import pytest
+import torch
+from torch.nn.utils import prune
+
+from models import build
+from tests.command import result, run
+from utils.checkpoint import load
+
+DATA = ["--dataset", "synthetic", "--image-size", "16"]
+TRAIN = ["--epochs", "5", "--train-images", "2048", "--batch-size", "32", "--lr", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A folder with the state dict of a trained network, and its mean and std as flags."""
+    folder = tmp_path_factory.mktemp("theirs")
+    net = ["--depth", "20", "--width", "8"]
+    trained = result(run("main.py", *net, *DATA, *TRAIN, "--save", "ours", cwd=folder))
+    checkpoint = load(folder / "ours")
+    torch.save(checkpoint.state_dict, folder / "net.pt")
+    moments = [("--mean", checkpoint.data["mean"]), ("--std", checkpoint.data["std"])]
+    flags = [word for name, values in moments for word in (name, *map(str, values))]
+    return folder, flags, trained["top1"]
+
+
+def read(theirs, tmp_path, *flags, file="net.pt"):
+    folder, moments, _ = theirs
+    flags = [*DATA, *flags, *([] if "--mean" in flags else moments)]
+    return run(
+        "res50prune.py", "--model", folder / file, *flags, "--save", tmp_path / "out", cwd=folder
+    )
+
+
+def test_a_file_that_is_read_as_it_was_trained_raises_no_doubt(theirs, tmp_path):
+    process = read(theirs, tmp_path)
+    assert result(process)["top1_before"] == theirs[2]
+    assert "assumed: stem cifar (--stem), shortcut A (--shortcut)" in process.stderr
+    assert "warning" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--stem", "cifar-pool"],
+        ["--shortcut", "A-end"],
+        ["--mean", "0", "0", "0", "--std", "1", "1", "1"],
+    ],
+)
+def test_a_file_that_is_read_in_another_way_raises_one(theirs, tmp_path, wrong):
+    process = read(theirs, tmp_path, *wrong)
+    assert result(process)["top1_before"] < theirs[2]
+    assert "standard deviations off those in its training" in process.stderr
+    assert "check --stem, --stride, --shortcut, --mean, --std" in process.stderr
+
+
+def test_classes_in_another_order_are_noticed(theirs, tmp_path):
+    folder, moments, _ = theirs
+    state = torch.load(folder / "net.pt", weights_only=True)
+    order = torch.arange(20).roll(7)
+    state |= {name: state[name][order] for name in ("fc.weight", "fc.bias")}
+    torch.save({"net": state}, folder / "order.pt")
+    process = read(theirs, tmp_path, file="order.pt")
+    assert "with the classes in another order" in process.stderr
+    assert "standard deviations" not in process.stderr
+    flags = ["--epochs", "1", "--train-images", "256", "--save", tmp_path / "tuned"]
+    process = run(
+        "finetune.py", "--refine", folder / "order.pt", *DATA, *moments, *flags, cwd=folder
+    )
+    assert "with the classes in another order" in process.stderr
+
+
+def test_masks_are_kept_in_training(theirs, tmp_path):
+    folder, moments, _ = theirs
+    model = load(folder / "ours").network()
+    prune.l1_unstructured(model.layer2[0].conv1, "weight", 0.5)
+    torch.save(model.state_dict(), folder / "masked.pt")
+    flags = ["--epochs", "1", "--train-images", "256", "--save", tmp_path / "tuned"]
+    process = run(
+        "finetune.py", "--refine", folder / "masked.pt", *DATA, *moments, *flags, cwd=folder
+    )
+    assert result(process)["method"] == "weight"
+    assert "50.0 % of the weights in 1 layers are masked" in process.stderr
+    tuned = load(tmp_path / "tuned").network()
+    zero = model.layer2[0].conv1.weight == 0
+    assert torch.equal(tuned.layer2[0].conv1.weight == 0, zero)
+
+
+def test_how_a_file_was_read_is_part_of_a_run(theirs, tmp_path):
+    result(read(theirs, tmp_path))
+    again = read(theirs, tmp_path, "--bn-eps", "0.001")
+    assert again.returncode == 2
+    assert "--bn-eps was None, is 0.001" in again.stderr
+
+
+def test_the_stem_of_a_trained_network(tmp_path):
+    flags = ["--depth", "18", "--width", "4", "--dataset", "synthetic", "--image-size", "64"]
+    train = ["--epochs", "1", "--train-images", "64", "--stem", "imagenet"]
+    trained = result(run("main.py", *flags, *train, cwd=tmp_path))
+    assert "resnet18w4-imagenet" in trained["checkpoint"]
+    pruned = result(run("res50prune.py", *flags, "--stem", "imagenet", cwd=tmp_path))
+    assert build(load(tmp_path / pruned["checkpoint"]).spec).conv1.kernel_size == (7, 7)
