@@ -34,7 +34,12 @@ from .files import locked, plain, sha256, write_json, write_text
 from .log import say
 
 # What an error calls a field of an identity whose name is not that of its flag.
-WORDS = {"parent": "the input checkpoint", "name": "--recipe or --budget", "folder": "--data"}
+WORDS = {
+    "parent": "the input checkpoint",
+    "blocks": "the input checkpoint",
+    "name": "--recipe or --budget",
+    "folder": "--data",
+}
 
 
 # --------------------------------------------------------------------------- input

@@ -8,15 +8,16 @@ from models import build
 from tests.command import result, run
 from utils.checkpoint import load
 
+pytestmark = pytest.mark.xdist_group("elsewhere")  # one network serves all
 DATA = ["--dataset", "synthetic", "--image-size", "16"]
-TRAIN = ["--epochs", "5", "--train-images", "2048", "--batch-size", "32", "--lr", "0.1"]
+TRAIN = ["--epochs", "3", "--train-images", "2048", "--batch-size", "32", "--lr", "0.1"]
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     """A folder with the state dict of a trained network, and its mean and std as flags."""
     folder = tmp_path_factory.mktemp("theirs")
-    net = ["--depth", "20", "--width", "8"]
+    net = ["--depth", "8", "--width", "8"]
     trained = result(run("main.py", *net, *DATA, *TRAIN, "--save", "ours", cwd=folder))
     checkpoint = load(folder / "ours")
     torch.save(checkpoint.state_dict, folder / "net.pt")
