@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from measurement.runtimes import FORMATS, REFERENCE, require
-from utils import checkpoint as checkpoints
 from utils import cli
 from utils.checkpoint import Checkpoint
 from utils.data import Data, normalize
 from utils.files import plain, write_atomically
-from utils.run import data_for, require_finished
+from utils.run import data_for, network_for, read_parent, require_finished
 
 TOLERANCE = 1e-3  # on logits, or of the largest logit if that is above 1; float32
 IMAGES = 256
@@ -60,16 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--save", type=Path, metavar="FILE", help="(default: model.* beside CKPT)")
     p.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="images to check")
     p.add_argument("--force", action="store_true", help="replace FILE, whatever it is")
+    cli.add_reading_flags(p)
     return p
 
 
 def main(args: argparse.Namespace) -> dict:
     format_ = FORMATS[args.format]
     require(*format_.needs)
-    checkpoint = checkpoints.load(args.checkpoint)
+    checkpoint = read_parent(args.checkpoint, vars(args), "")
     require_finished(checkpoint)
     target = args.save or checkpoint.file.with_suffix(format_.suffix)
-    data = data_for(checkpoint.network_config(), args.data, checkpoint)
+    data = data_for(network_for(vars(args), checkpoint), args.data, checkpoint)
     network = checkpoint.network().eval()
     notes = metadata(checkpoint, data, args.raw_input)
     check_target(target, checkpoint.file, args.format, None if args.force else notes)

@@ -27,6 +27,7 @@ from .files import plain
 from .log import say
 
 SCHEDULES = ("cubic", "he2018", "asymptotic", "constant")
+READING = ("dataset", "image_size", "shortcut", "stem", "stride", "key", "bn_eps", "mean", "std")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 
@@ -67,6 +68,11 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     add_flags(group, Recipe, "seed")
     add_flags(p.add_argument_group("output"), RunConfig, "save", "force")
     add_machine_flags(p)
+
+
+def add_reading_flags(p: argparse.ArgumentParser) -> None:
+    """What a network trained elsewhere does not tell."""
+    add_flags(p.add_argument_group("network trained elsewhere"), NetworkConfig, *READING)
 
 
 def add_machine_flags(p: argparse.ArgumentParser) -> None:

@@ -64,7 +64,7 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
             if given.get(name) not in (None, known[name]):
                 contradicted = f"contradicts {parent.file}, which has {known[name]}"
                 raise ValueError(f"{flag(name)} {given[name]} {contradicted}")
-        network = replace(network, train_images=given["train_images"])
+        network = replace(network, train_images=given.get("train_images"))
         if parent.stage == "elsewhere":  # what is given says how the file was read
             network = replace(network, key=given["key"], bn_eps=given["bn_eps"])
             if given["mean"]:

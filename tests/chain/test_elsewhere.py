@@ -102,3 +102,11 @@ def test_the_stem_of_a_trained_network(tmp_path):
     assert "resnet18w4-imagenet" in trained["checkpoint"]
     pruned = result(run("res50prune.py", *flags, "--stem", "imagenet", cwd=tmp_path))
     assert build(load(tmp_path / pruned["checkpoint"]).spec).conv1.kernel_size == (7, 7)
+
+
+def test_an_export_reads_a_file_as_a_stage_does(theirs, tmp_path):
+    folder, moments, _ = theirs
+    flags = ["--format", "torch", "--save", tmp_path / "net.pt2", *DATA, *moments]
+    process = run("export.py", folder / "net.pt", *flags, cwd=folder)
+    assert result(process)["max_logit_difference"] < 1e-3
+    assert "assumed: stem cifar" in process.stderr
