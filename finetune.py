@@ -131,13 +131,14 @@ def recover(
     model, record, measured = parent.network(), parent.pruning, {}
     if teacher:
         expert = place(network_of(teacher, data), run.machine).eval().requires_grad_(False)
+    for one, network in ((parent, model), *([(teacher, expert)] if teacher else [])):
+        if one.stage == "elsewhere":
+            for doubt in doubts(place(network, run.machine).eval(), data, run.machine):
+                say(f"warning: {one.file}: {doubt}")
     if recipe.recalibrate:
         recalibrate(model, data, run.machine, recipe)
         measured["top1_recalibrated"], _ = evaluate(model, data, run.machine)
         say(f"top-1 with BatchNorm recalibrated: {measured['top1_recalibrated']:.2f} %")
-    if parent.stage == "elsewhere":
-        for doubt in doubts(place(model, run.machine).eval(), data, run.machine):
-            say(f"warning: {parent.file}: {doubt}")
     method = record and record.method()
     trained = fit(model, data, recipe, run, method, expert if teacher else None)
     if record:
@@ -148,6 +149,9 @@ def recover(
 
 def network_of(teacher: Checkpoint, data: Data) -> nn.Module:
     """The teacher's network. Raises ValueError if it is known to be for other images."""
+    if teacher.spec["num_classes"] != len(data.classes):
+        told = f"{teacher.spec['num_classes']} classes, the images {len(data.classes)}"
+        raise ValueError(f"--teacher {teacher.file} has {told}")
     for key, value in data.description().items():
         if key != "dataset" and teacher.data[key] not in (None, value):
             raise ValueError(f"--teacher {teacher.file} was trained with other {key}")

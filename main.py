@@ -94,6 +94,8 @@ def resolve_training(given: dict, original: Checkpoint | None) -> tuple[NetworkC
     if original is None:
         if given["budget"] == "flops":
             raise ValueError("--budget goes with --like")
+        if given["key"] or given["bn_eps"]:
+            raise ValueError("--key and --bn-eps are for a network trained elsewhere")
         return network, fill(Recipe, given)
     told = original.trained_with() or {"recipe": {}, "network": {}}
     if network.train_images is None:

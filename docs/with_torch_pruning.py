@@ -12,6 +12,7 @@ import copy
 import runpy
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch_pruning as tp
@@ -23,6 +24,7 @@ from models import channel_groups, cost_of, spec_of
 from pruning import METHODS, Method, Pruned, Task
 from pruning.surgery import cut, mask_channels
 
+STEPS = 100
 IMPORTANCE = {
     "tp-magnitude": tp.importance.GroupMagnitudeImportance(p=2),
     "tp-taylor": tp.importance.GroupTaylorImportance(),
@@ -31,6 +33,8 @@ IMPORTANCE = {
 
 class TorchPruning(Method):
     flags = ("target_macs",)
+    allocations = ("global",)
+    defaults = MappingProxyType({"allocation": "global"})
 
     def prune(self, model: nn.Module, task: Task) -> Pruned:
         theirs = copy.deepcopy(model).eval().requires_grad_()
@@ -44,11 +48,13 @@ class TorchPruning(Method):
             global_pruning=True,
             pruning_ratio=0.99,
             max_pruning_ratio=0.9,
-            iterative_steps=100,
+            iterative_steps=STEPS,
             ignored_layers=whole,
         )
         target = self.config.target_macs * task.dense.macs
-        while cost_of(spec_of(theirs), task.image_size).macs > target:
+        for _ in range(STEPS):
+            if cost_of(spec_of(theirs), task.image_size).macs <= target:
+                break
             theirs.zero_grad()
             for x, y in task.batches() if self.config.method == "tp-taylor" else ():
                 F.cross_entropy(theirs(x), y).backward()

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .layer_names import name_layers, natural, some
+from .layer_names import in_order, name_layers, some
 from .resnet import CONVS, STEMS, Spec, block_plans, build
 
 EPS = 1e-5  # of our BatchNorms
 COUNTERS = ("total_ops", "total_params", "n_averaged")  # that tools leave behind
 STEP = "num_batches_tracked"
+DEEPEST = 8  # dicts around the weights
 
 
 class Imported(NamedTuple):
@@ -45,25 +46,18 @@ def import_weights(
     """
     found, notes = _find(content, key)
     tensors = _tensors(found, notes)
-    layers, problem = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors)), None
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     masks = _merge_masks(tensors)
     _complete(tensors, layers)
-    # By number, as a file may be in any order; where names have none, in the order of the file.
-    for order in (sorted(layers, key=natural), layers):
-        try:
-            names = name_layers(tensors, order)
-            state = _renamed(tensors, names)
-            _fold(state, eps or EPS)
-            spec, assumed = _spec(state, stem, shortcut, stride)
-            build(spec, state)
-        except ValueError as error:
-            problem = problem or error
-        else:
-            assumed += [f"eps {EPS:g} (--bn-eps)"] if eps is None else []
-            notes.append(f"assumed: {', '.join(assumed)}")
-            return Imported(spec, state, {f"{names[k]}": m for k, m in masks.items()}, notes)
-    assert problem
-    raise problem
+    names = name_layers(tensors, in_order(layers))
+    state = _renamed(tensors, names)
+    _fold(state, eps or EPS)
+    spec, assumed = _spec(state, stem, shortcut, stride)
+    build(spec, state)
+    assumed += [f"eps {EPS:g} (--bn-eps)"] if eps is None else []
+    stages = " + ".join(map(str, spec["blocks"]))
+    notes.append(f"{stages} {spec['kind']} blocks; assumed: {', '.join(assumed) or 'nothing'}")
+    return Imported(spec, state, {names[layer]: mask for layer, mask in masks.items()}, notes)
 
 
 def _find(content: Any, key: str | None) -> tuple[dict, list[str]]:
@@ -72,7 +66,10 @@ def _find(content: Any, key: str | None) -> tuple[dict, list[str]]:
     if not found:
         raise ValueError("neither a checkpoint of this project nor a state dict of a ResNet")
     if key is not None and key not in found:
-        raise ValueError(f"--key {key}: the weights are under {some([*found]) or 'no key'}")
+        where = (
+            f"under {some([*filter(None, found)])}" if any(found) else "at the top; leave it out"
+        )
+        raise ValueError(f"--key {key}: the weights are {where}")
     chosen = next(iter(found)) if key is None else key
     several = f"weights under {some([*found])}; read: {chosen} (--key)"
     return found[chosen], [several] if key is None and len(found) > 1 else []
@@ -80,7 +77,7 @@ def _find(content: Any, key: str | None) -> tuple[dict, list[str]]:
 
 def _state_dicts(content: Any, at: str) -> Iterator[tuple[str, dict]]:
     """All that look like one, by their place: "model", "ema.state_dict"."""
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or at.count(".") > DEEPEST:
         return
     names = [name for name, value in content.items() if isinstance(value, Tensor)]
     weights = [name for name in names if str(name).split(".")[-1] in ("weight", "weight_orig")]
@@ -95,8 +92,14 @@ def _tensors(found: dict, notes: list[str]) -> dict[str, Tensor]:
     tensors, left = {}, []
     for name, value in found.items():
         last = str(name).split(".")[-1]
-        if isinstance(value, Tensor) and last not in (*COUNTERS, STEP):
+        named = isinstance(name, str) and isinstance(value, Tensor)
+        if named and last not in (*COUNTERS, STEP):
+            plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+            if not plain or not value.numel():
+                raise ValueError(f"{name} is no plain tensor; save the weights as dense floats")
             tensors[name] = value.float()
+            if last == "running_var" and not (tensors[name] >= 0).all():
+                raise ValueError(f"{name} has negative values or NaN; the file is damaged")
         elif last != STEP:
             left.append(str(name))
     if left:
@@ -127,7 +130,8 @@ def _complete(tensors: dict[str, Tensor], layers: Sequence[str]) -> None:
             tensors.setdefault(f"{layer}.weight", torch.ones_like(mean))
             tensors.setdefault(f"{layer}.bias", torch.zeros_like(mean))
         elif weight is None:
-            raise ValueError(f"not a ResNet: {layer or some([*tensors])} has no weight")
+            alone = [name for name in tensors if name.rpartition(".")[0] == layer]
+            raise ValueError(f"a ResNet has no parameter like {some(alone)}")
         elif weight.dim() == 2:
             tensors.setdefault(f"{layer}.bias", torch.zeros(len(weight)))
 

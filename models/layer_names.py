@@ -33,6 +33,8 @@ def name_layers(tensors: Mapping[str, Tensor], layers: Sequence[str]) -> dict[st
     if odd := [layer for layer in layers if layer not in {*convs, *norms, *linears}]:
         raise ValueError(f"not a ResNet with BatchNorm: {some(odd)}")
     stems = [layer for layer in convs if tensors[f"{layer}.weight"].shape[1] == 3]
+    least = min((layer.count(".") for layer in stems), default=0)
+    stems = [layer for layer in stems if layer.count(".") == least]  # the others are in blocks
     if len(stems) != 1 or len(linears) != 1:
         problem = f"{len(stems)} convolutions of RGB images, {len(linears)} linear layers"
         raise ValueError(f"not a ResNet, which has one of each: {problem}")
@@ -49,7 +51,9 @@ def name_layers(tensors: Mapping[str, Tensor], layers: Sequence[str]) -> dict[st
         width = len(tensors[f"{last}.weight"])
         above, projects = path.rpartition(".")[0], "downsample.0" in own.values()
         # A stage is a module of its own or, in a flat list of blocks, changes the width.
-        starts = above != parent if _nested(blocks) else width != before or projects
+        starts = above != parent if _nested(blocks) else width != before
+        if projects and stage and not starts:
+            raise ValueError(f"{path} has a projection, but is not the first block of a stage")
         stage, index = (stage + 1, 0) if starts or not stage else (stage, index + 1)
         before, parent = width, above
         names |= {layer: f"layer{stage}.{index}.{name}" for layer, name in own.items()}
@@ -62,10 +66,32 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A sort key: "layer1.10" comes behind "layer1.9"."""
-    pieces = re.findall(r"\d+|\D+", name)
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
+def in_order(layers: Sequence[str]) -> list[str]:
+    """The paths as they were registered, as far as a file shows, which may be in any order.
+
+    Modules whose names differ by a number or a letter, like "conv1" and "conv2" or "conv_a" and
+    "conv_b", follow that; others stand as they do in the file.
+    """
+    children: dict[str, list[str]] = {}
+    for layer in layers:
+        head, _, rest = layer.partition(".")
+        children.setdefault(head, []).extend([rest] if rest else [])
+    alike: dict[str, list[str]] = {}
+    for head in children:
+        alike.setdefault(re.sub(NUMBER, "#", head), []).append(head)
+    ordered = []
+    for heads in alike.values():
+        for head in sorted(heads, key=_numbers):
+            ordered += [head] if head in layers else []
+            ordered += [f"{head}.{rest}" for rest in in_order(children[head])]
+    return ordered
+
+
+NUMBER = r"\d+|(?<=_)[a-z]$|^[a-z]$"
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(n) if n.isdigit() else ord(n) for n in re.findall(NUMBER, name)]
 
 
 def _nested(blocks: Mapping[str, list[str]]) -> bool:
@@ -103,7 +129,14 @@ def _in_block(path: str, members: Sequence[str], tensors: Mapping[str, Tensor]) 
             raise ValueError(f"{two} is a grouped convolution, which is not supported")
     if extra := [layer for layer in convs if layer not in chain]:
         beside = [n for n in norms if n.rpartition(".")[0] == extra[0].rpartition(".")[0] != path]
-        norm = beside[0] if beside else norms[convs.index(extra[0])]
+        forms = [re.sub(NUMBER, "#", layer) for layer in norms]
+        single = [n for n, form in zip(norms, forms, strict=True) if forms.count(form) == 1]
+        if len(beside) == 1:
+            norm = beside[0]
+        elif len(single) == 1:  # bn_skip, beside bn1 and bn2
+            norm = single[0]
+        else:
+            norm = norms[convs.index(extra[0])]
         names |= {extra[0]: "downsample.0", norm: "downsample.1"}
     own = [layer for layer in norms if layer not in names]
     names |= {layer: f"bn{number}" for number, layer in enumerate(own, start=1)}

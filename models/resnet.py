@@ -145,6 +145,8 @@ def new_spec(
     if arch == "resnet_de" and depth not in BOTTLENECK:
         depths = ", ".join(map(str, BOTTLENECK))
         raise ValueError(f"resnet_de exists for the bottleneck depths only: {depths}")
+    if stride != "3x3" and kind == "basic":
+        raise ValueError(f"stride {stride} is for bottleneck blocks")
     thin = len(blocks) == 3
     shortcut = shortcut or ("A" if thin else "B")
     if shortcut not in SHORTCUTS:
@@ -185,8 +187,10 @@ def new_spec(
 
 def complete(spec: Spec) -> Spec:
     """The spec with what older versions left to the depth."""
+    if "blocks" in spec:
+        return spec
     blocks, kind = usual_blocks(spec["depth"])
-    return {"blocks": list(blocks), "kind": kind, "stride": "3x3", **spec}
+    return {**spec, "blocks": list(blocks), "kind": kind, "stride": "3x3"}
 
 
 class PadShortcut(nn.Module):

@@ -90,6 +90,11 @@ class GatedState(State):
     dense_cost: list[int] = field(default_factory=list)  # parameters and MACs, for targets
     effects: Scores = field(default_factory=dict)  # squared, averaged over time
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> State:
+        old = ("final_ratio", "multiple")  # of an earlier version, in place of `counts`
+        return cls(**{name: value for name, value in values.items() if name not in old})
+
 
 class Gated(Method):
     """Close channels while the network trains; cut them out where the ramp ends."""

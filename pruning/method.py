@@ -40,6 +40,11 @@ class State:
     masks: Masks = field(default_factory=dict)  # of single weights
     pending: bool = False  # whether the pruning is still to be done, by a training
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> State:
+        """The state that `vars` described. Raises TypeError if something is missing."""
+        return cls(**values)
+
     def kept_channels(self) -> Kept:
         """`kept` as indices."""
         return {name: torch.tensor(index) for name, index in self.kept.items()}
@@ -161,4 +166,4 @@ class Record:
         own = {key: content[key] for key in ("ratio", "dense", "share_cut")}
         steps = [PruningConfig.from_dict(step) for step in content["steps"]]
         state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
-        return cls(steps, **own, state=method_class(steps[-1]).State(**state))
+        return cls(steps, **own, state=method_class(steps[-1]).State.from_dict(state))

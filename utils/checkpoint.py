@@ -1,6 +1,7 @@
 """Checkpoints: one dict of plain types and tensors in a file, which alone rebuilds its network."""
 
 import argparse
+import contextlib
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -8,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,12 +24,24 @@ KINDS |= {"pruning": (dict, type(None)), "metrics": dict, "history": list}
 DATA = {"dataset", "classes", "mean", "std", "image_size"}
 
 
-# Beside weights in many files, and can do nothing when they are read.
-NUMPY = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
-HARMLESS = [argparse.Namespace, np.ndarray, np.dtype]
-HARMLESS += [kind for name, kind in vars(np.dtypes).items() if name.endswith("DType")]
-for core in ("numpy.core", "numpy._core"):  # its name in numpy 1 and 2
-    HARMLESS += [(function, f"{core}.multiarray.{name}") for name, function in NUMPY.items()]
+class Ignored:
+    """What numpy wrote beside the weights: nothing of it is made again.
+
+    numpy's own classes are not safe to unpickle; they trust the flags in the file.
+    """
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+ARRAYS = ("numpy.dtype", "numpy.ndarray")
+ARRAYS += tuple(
+    f"numpy.{core}.multiarray.{name}"
+    for core in ("core", "_core")  # its name in numpy 1 and 2
+    for name in ("scalar", "_reconstruct")
+)
+HARMLESS = [argparse.Namespace, *((Ignored, name) for name in ARRAYS)]
 
 
 class CheckpointError(Exception):
@@ -134,7 +146,8 @@ def find(path: str | Path) -> Path:
 def load_file(path: str | Path, advice: str = "make it again") -> Any:
     """`torch.load` on the CPU, which never executes anything that the file carries.
 
-    Also a safetensors file. Numbers of numpy and a Namespace of flags may lie beside the weights.
+    Also a safetensors file. Beside the weights may lie a Namespace of flags, and what numpy wrote,
+    which is ignored.
     """
     file = find(path)
     try:
@@ -142,9 +155,11 @@ def load_file(path: str | Path, advice: str = "make it again") -> Any:
             return _load_safetensors(file)
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except PermissionError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file makes torch stumble anywhere
         problem = _what_else(file) or f"damaged or not a checkpoint; {advice}"
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             problem = "holds more than tensors and plain types; save its state_dict() instead"
@@ -171,7 +186,9 @@ def _what_else(file: Path) -> str | None:
         return "a Git LFS pointer, not the file itself; run `git lfs pull` where it is from"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not the file itself; download it again"
-    names = zipfile.ZipFile(file).namelist() if zipfile.is_zipfile(file) else []
+    names: list[str] = []
+    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        names = zipfile.ZipFile(file).namelist()
     if any("/code/" in name for name in names):
         return "a TorchScript archive; save the state_dict() of the module that it was made from"
     if any(name.endswith("archive_format") for name in names):

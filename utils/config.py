@@ -55,7 +55,7 @@ class NetworkConfig(Options):
     image_size: int = option(32, "height and width in pixels", int, "[8, 1e9]")
     train_images: int | None = option(None, "random subset to train on", int, "[2, 1e9]")
     arch: str = option("resnet", "resnet_de: depthwise separable, with SE", str, ARCHS)
-    depth: int = option(50, "number of layers", int, "[8, 1202]")
+    depth: int = option(50, "number of layers", int, "[4, 1e4]")
     width: int | None = option(None, "channels of stage 1 (default: 64 or 16)", int, "[1, 1e9]")
     shortcut: str | None = option(None, "A, A-end: zeros; B: 1x1 (default: B or A)", str, SHORTCUTS)
     stem: str = option("cifar", STEM, str, tuple(STEMS))

@@ -26,7 +26,8 @@ def doubts(model: nn.Module, data: Data, machine: Machine, seed: int = 0) -> lis
     if shift > SHIFT:
         found.append(
             f"the inputs of {layer} are {shift:.2f} standard deviations off those in its training; "
-            f"usual is up to {SHIFT}; check --stem, --stride, --shortcut, --mean, --std, the images"
+            f"usual is up to {SHIFT}; check --stem, --stride, --shortcut, --mean, --std, the "
+            "images, and whether the layers can be told apart by their names"
         )
     top1, best = agreement(model, data, machine, seed)
     if best > 2 * top1 + 20:

@@ -32,11 +32,12 @@ def read(content: Any, file: Path, given: Mapping[str, Any]) -> Checkpoint:
     data |= {"mean": given["mean"], "std": given["std"]}
     record = None
     if found.masks:
-        total = sum(mask.numel() for mask in found.masks.values())
-        ratio = round(1 - sum(int(mask.sum()) for mask in found.masks.values()) / total, 4)
+        weights = [tensor for tensor in found.state_dict.values() if tensor.dim() > 1]
+        zeros = sum(int((~mask).sum()) for mask in found.masks.values())
+        ratio = min(0.9999, round(zeros / sum(w.numel() for w in weights), 4))
         state = METHODS["weight"].State(masks=found.masks)
         record = Record(
             [resolve({"method": "weight", "ratio": ratio})], ratio, found.spec, 0, state
         )
-        say(f"{file}: {100 * ratio:.1f} % of the weights in {len(found.masks)} layers are masked")
+        say(f"{file}: {len(found.masks)} layers have masks: {100 * ratio:.1f} % of all weights")
     return Checkpoint("elsewhere", found.spec, found.state_dict, data, record, file=file)

@@ -328,7 +328,7 @@ def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in identity.items():
         if name in kinds:  # an older version had fewer options
             with contextlib.suppress(TypeError, ValueError, AttributeError):
-                value = plain(asdict(fill(kinds[name], value)))
+                value = {**plain(asdict(kinds[name]())), **value}
         if isinstance(value, dict):
             yield from ((f"{name}.{field}", own) for field, own in value.items())
         else:

@@ -165,7 +165,7 @@ class _Training:
             return []
         for name in SAVED:
             getattr(self, name).load_state_dict(saved[name])
-        self.method.state = self.method.State(**saved["method"])
+        self.method.state = self.method.State.from_dict(saved["method"])
         say(f"going on after epoch {len(saved['rows'])}")
         return saved["rows"]
 

@@ -1,10 +1,12 @@
 """Files that were not written by this project, through the commands."""
 
+import re
+
 import pytest
 import torch
 from torch.nn.utils import prune
 
-from models import build
+from models import build, new_spec
 from tests.command import result, run
 from utils.checkpoint import load
 
@@ -37,7 +39,10 @@ def read(theirs, tmp_path, *flags, file="net.pt"):
 def test_a_file_that_is_read_as_it_was_trained_raises_no_doubt(theirs, tmp_path):
     process = read(theirs, tmp_path)
     assert result(process)["top1_before"] == theirs[2]
-    assert "assumed: stem cifar (--stem), shortcut A (--shortcut)" in process.stderr
+    assert (
+        "1 + 1 + 1 basic blocks; assumed: stem cifar (--stem), shortcut A (--shortcut)"
+        in process.stderr
+    )
     assert "warning" not in process.stderr
 
 
@@ -82,7 +87,7 @@ def test_masks_are_kept_in_training(theirs, tmp_path):
         "finetune.py", "--refine", folder / "masked.pt", *DATA, *moments, *flags, cwd=folder
     )
     assert result(process)["method"] == "weight"
-    assert "50.0 % of the weights in 1 layers are masked" in process.stderr
+    assert re.search(r"1 layers have masks: \d+\.\d % of all weights", process.stderr)
     tuned = load(tmp_path / "tuned").network()
     zero = model.layer2[0].conv1.weight == 0
     assert torch.equal(tuned.layer2[0].conv1.weight == 0, zero)
@@ -110,3 +115,30 @@ def test_an_export_reads_a_file_as_a_stage_does(theirs, tmp_path):
     process = run("export.py", folder / "net.pt", *flags, cwd=folder)
     assert result(process)["max_logit_difference"] < 1e-3
     assert "assumed: stem cifar" in process.stderr
+
+
+def test_any_number_of_blocks_goes_through_the_stages(tmp_path):
+    spec = new_spec(20, 20, width=4)
+    gone = {"layer1.2", "layer2.2", "layer3.1", "layer3.2"}  # leaves 2 + 2 + 1
+    weights = {k: v for k, v in build(spec).state_dict().items() if k[:8] not in gone}
+    torch.save(weights, tmp_path / "net.pt")
+    flags = [*DATA, "--save", "slim", "--no-eval"]
+    result(run("res50prune.py", "--model", "net.pt", *flags, cwd=tmp_path))
+    flags = ["--refine", "slim", "--save", "tuned", "--epochs", "1", "--train-images", "256"]
+    tuned = result(run("finetune.py", *flags, cwd=tmp_path))
+    assert load(tmp_path / "tuned").spec["blocks"] == [2, 2, 1]
+    assert tuned["depth"] == 12
+
+
+def test_recalibration_hides_no_doubt(theirs, tmp_path):
+    folder, moments, _ = theirs
+    flags = [*DATA, *moments, "--stem", "cifar-pool", "--recalibrate", "--save", tmp_path / "out"]
+    flags += ["--epochs", "1", "--train-images", "256"]
+    process = run("finetune.py", "--refine", folder / "net.pt", *flags, cwd=folder)
+    assert "standard deviations off those in its training" in process.stderr
+
+
+def test_how_a_file_is_read_means_nothing_without_one(tmp_path):
+    process = run("main.py", "--depth", "8", *DATA, "--bn-eps", "0.001", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "--key and --bn-eps are for a network trained elsewhere" in process.stderr

@@ -130,6 +130,54 @@ def test_any_number_of_blocks(blocks, kind):
     torch.testing.assert_close(logits(ours), logits(model))
 
 
+def worded(layer):
+    """Blocks that have words for names, in their order."""
+    stage, _, rest = layer.partition(".")
+    index, _, rest = rest.partition(".")
+    return f"{stage}.{('one', 'two', 'three')[int(index)]}.{rest}" if rest else layer
+
+
+def pairs(layer):
+    """The shortcut's layers beside the others, in the block."""
+    layer = layer.replace("downsample.0", "downsample_conv").replace(
+        "downsample.1", "downsample_norm"
+    )
+    return layer.replace("bn", "norm") if layer.count(".") > 1 else layer
+
+
+def body(layer):
+    """All layers of a block in one module, the shortcut's counted on."""
+    head, _, rest = layer.rpartition(".")
+    head, rest = (
+        (head.rpartition(".")[0], f"downsample.{rest}") if "downsample" in head else (head, rest)
+    )
+    rest = {"downsample.0": "conv4", "downsample.1": "bn4"}.get(rest, rest)
+    return f"{head}.body.{rest}" if head else rest
+
+
+@pytest.mark.parametrize("scheme", [worded, pairs, body])
+@pytest.mark.parametrize("depth", [8, 10, 20, 26])
+def test_layers_are_paired_as_they_stand_in_the_file(scheme, depth):
+    model = lively(new_spec(depth, 7, width=4, shortcut="B"))
+    ours, _ = read(renamed(model.state_dict(), scheme))
+    torch.testing.assert_close(logits(ours), logits(model))
+
+
+def test_a_block_may_have_three_channels():
+    spec = new_spec(20, 7)
+    spec["widths"]["layer1.0.conv1"] = spec["widths"]["layer2.1.conv1"] = 3
+    found = import_weights(lively(spec).state_dict())
+    assert found.spec == spec
+
+
+def test_a_projection_in_the_middle_of_a_stage_is_refused():
+    spec = new_spec(20, 7, shortcut="B")
+    spec["widths"]["layer2.1.downsample.0"] = 32
+    for scheme in (torchvision, flat):
+        with pytest.raises(ValueError, match="has a projection, but is not the first block"):
+            import_weights(renamed(lively(spec).state_dict(), scheme))
+
+
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.module.", "module.student.", "net.model."]
 )
@@ -192,7 +240,7 @@ def test_equivalent_forms_become_ours():
     model.fc = nn.Linear(model.fc.in_features, 7, bias=False)
     ours, found = read(model.state_dict(), eps=1e-2, stem="7x7s2")
     torch.testing.assert_close(logits(ours), logits(model), rtol=1e-4, atol=1e-4)
-    assert found.notes == ["assumed: stride on 3x3 (--stride)"]
+    assert found.notes == ["2 + 2 + 2 + 2 bottleneck blocks; assumed: stride on 3x3 (--stride)"]
 
 
 def test_masks_of_torch_become_ours():
@@ -208,7 +256,7 @@ def test_masks_of_torch_become_ours():
 def test_what_is_assumed_is_said():
     _, found = read(lively(new_spec(20, 7)).state_dict())
     told = ("stem cifar (--stem)", "shortcut A (--shortcut)", "eps 1e-05 (--bn-eps)")
-    assert found.notes == [f"assumed: {', '.join(told)}"]
+    assert found.notes == [f"3 + 3 + 3 basic blocks; assumed: {', '.join(told)}"]
     for stem in (name for name, one in STEMS.items() if one.kernel == 7):
         state = lively(new_spec(18, 7, stem=stem, width=4)).state_dict()
         assert read(state, stem=stem)[1].spec["stem"] == stem
@@ -236,7 +284,11 @@ def without(prefix):
     [
         (grouped, "layer1.0.conv2 is a grouped convolution"),
         (added("layer1.0.bn3.weight", 16), "not a ResNet with BatchNorm: layer1.0.bn3"),
-        (added("layer1.0.alpha1", 1), "layer1.0 has no weight"),
+        (added("layer1.0.alpha1", 1), "no parameter like layer1.0.alpha1"),
+        (added("mean", 3), "no parameter like mean"),
+        (added("conv1.weight", 0, 3, 3, 3), "conv1.weight is no plain tensor"),
+        (lambda state: state.update({"bn1.running_var": -torch.ones(16)}), "has negative values"),
+        (lambda state: state.update({"fc.weight": state["fc.weight"].to_sparse()}), "no plain"),
         (added("layer1.0.conv1.alpha", 1), "no parameter like layer1.0.conv1.alpha"),
         (added("aux.weight", 7, 64), "1 convolutions of RGB images, 2 linear layers"),
         (added("conv0.weight", 3, 3, 1, 1), "2 convolutions of RGB images"),
@@ -253,6 +305,25 @@ def test_what_is_something_else_is_refused_in_one_short_line(damage, message):
         import_weights(state)
     assert len(str(error.value)) < 200
     assert "\n" not in str(error.value)
+
+
+def test_a_dict_within_itself_comes_to_an_end():
+    content = {3: torch.ones(1), ("a", 1): {}}
+    content["again"] = content
+    content["net"] = {**lively(new_spec(8, 7)).state_dict(), 5: torch.ones(1)}
+    assert import_weights(content, key="net").spec == new_spec(8, 7)
+
+
+def test_a_single_norm_of_another_name_is_the_shortcut_s():
+    def beside(layer):
+        layer = layer.replace("downsample.0", "sc").replace("downsample.1", "bnsc")
+        return layer
+
+    model = lively(new_spec(20, 7, width=4, shortcut="B"))
+    entries = [*renamed(model.state_dict(), beside).items()]
+    random.Random(0).shuffle(entries)
+    ours, _ = read(dict(entries))
+    torch.testing.assert_close(logits(ours), logits(model))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"a": {"weight": torch.zeros(3)}}])
