@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from models import channel_groups, cost_of, new_spec, spec_of
-from pruning import METHODS, Task, resolve
+from pruning import METHODS, Record, Task, resolve
 from pruning.gates import Gates
 from pruning.surgery import cut, cut_tensors, mask_channels
 from tests.conftest import lively
@@ -162,3 +162,12 @@ def test_a_ramp_that_ends_before_it_starts_is_refused():
         resolve({"method": "soft", "ramp": (0.5, 0.2)})
     with pytest.raises(ValueError, match="--ramp means nothing"):
         resolve({"method": "l1", "ramp": (0.1, 0.2)})
+
+
+def test_the_state_of_an_earlier_version_loads():
+    old = {"kept": {"layer1.0.conv1": [0]}, "masks": {}, "pending": True, "image_size": 32}
+    old |= {"final_ratio": [0.5], "multiple": 1, "dense_cost": [9, 9], "effects": {}}
+    record = {"steps": [resolve({}).as_dict()], "ratio": 0.5, "dense": {}, "share_cut": 0.2}
+    state = Record.from_dict({**record, **old, "method": "l1"}).state
+    assert state.kept == old["kept"]
+    assert state.counts == {}
