@@ -15,5 +15,4 @@ from .resnet import (
     is_usual,
     new_spec,
     spec_of,
-    usual_blocks,
 )
