@@ -35,6 +35,7 @@ from utils.checkpoint import Checkpoint, CheckpointError
 from utils.config import RunConfig, fill
 from utils.device import describe, prepare
 from utils.log import say, table
+from utils.run import read
 
 # What tables show: heading -> key of a row.
 SIZES = {
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="file or run folder")
     cli.add_flags(p.add_argument_group("measurement"), Plan)
     cli.add_machine_flags(p)
+    cli.add_reading_flags(p)
     return p
 
 
@@ -95,7 +97,7 @@ def main(args: argparse.Namespace) -> dict:
     plan, machine = fill(Plan, vars(args)), prepare(fill(RunConfig, vars(args)))
     for engine in sorted(FILES.keys() & plan.engines):
         require(*FORMATS[FILES[engine]].needs)
-    subjects, largest = load(args.checkpoints), max(plan.batch_size)
+    subjects, largest = load(args.checkpoints, vars(args)), max(plan.batch_size)
     first, shape = subjects[0], subjects[0].shape(largest)
     costs = [costs_of(subject) for subject in subjects]
     show("whatever runs them", costs, SIZES)
@@ -108,8 +110,7 @@ def main(args: argparse.Namespace) -> dict:
             why = reasons(subject.network, first.network, shape[-1], machine.device.type)
             row |= {"memory_batch": largest, "remarks": remarks(row, in_engine[0], why)}
             if not plan.no_memory:
-                file = subject.checkpoint.file
-                row["peak_memory_bytes"] = peak_memory(file, shape, machine, engine)
+                row["peak_memory_bytes"] = peak_memory(subject.network, shape, machine, engine)
             if plan.profile and engine in IN_TORCH:
                 call = ENGINES[engine](subject.network, machine)(torch.randn(shape))
                 row |= profile(call, machine.device)
@@ -134,9 +135,9 @@ def main(args: argparse.Namespace) -> dict:
     return result
 
 
-def load(paths: list[Path]) -> list[Subject]:
+def load(paths: list[Path], given: dict[str, Any]) -> list[Subject]:
     """The networks that the paths on the command line stand for."""
-    by_file = {one.file.resolve(): one for path in paths for one in resolve(path)}
+    by_file = {one.file.resolve(): one for path in paths for one in resolve(path, given)}
     if not by_file:
         raise CheckpointError("none of these folders holds a checkpoint")
     sizes = {checkpoint.image_size for checkpoint in by_file.values()}
@@ -150,10 +151,10 @@ def load(paths: list[Path]) -> list[Subject]:
     return [Subject(name, checkpoint, checkpoint.network().eval()) for name, checkpoint in pairs]
 
 
-def resolve(path: Path) -> list[Checkpoint]:
+def resolve(path: Path, given: dict[str, Any]) -> list[Checkpoint]:
     """The checkpoints that a path on the command line stands for."""
     if not path.is_dir() or (path / "model.pt").is_file():
-        return [checkpoints.load(path)]
+        return [read(path, given)]
     inside = [checkpoints.load(file) for file in sorted(path.glob("*/model.pt"))]
     for stages in (("finetuned", "scratch", "like"), ("pruned",)):
         if chosen := [checkpoint for checkpoint in inside if checkpoint.stage in stages]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from measurement.runtimes import FORMATS, REFERENCE, require
 from utils import cli
 from utils.checkpoint import Checkpoint
+from utils.config import RunConfig
 from utils.data import Data, normalize
 from utils.files import plain, write_atomically
 from utils.run import data_for, network_for, read_parent, require_finished
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     raw = "take uint8 images (n, height, width, 3) and normalize them in the file"
     p.add_argument("--raw-input", action="store_true", help=raw)
     p.add_argument("--save", type=Path, metavar="FILE", help="(default: model.* beside CKPT)")
-    p.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="images to check")
+    cli.add_flags(p, RunConfig, "data")
     p.add_argument("--force", action="store_true", help="replace FILE, whatever it is")
     cli.add_reading_flags(p)
     return p
@@ -69,7 +70,8 @@ def main(args: argparse.Namespace) -> dict:
     checkpoint = read_parent(args.checkpoint, vars(args), "")
     require_finished(checkpoint)
     target = args.save or checkpoint.file.with_suffix(format_.suffix)
-    data = data_for(network_for(vars(args), checkpoint), args.data, checkpoint)
+    config = network_for(vars(args), checkpoint)
+    data = data_for(config, args.data, checkpoint, download=False)
     network = checkpoint.network().eval()
     notes = metadata(checkpoint, data, args.raw_input)
     check_target(target, checkpoint.file, args.format, None if args.force else notes)
@@ -121,7 +123,8 @@ def metadata(checkpoint: Checkpoint, data: Data, raw: bool) -> dict[str, Any]:
     normalized = f"float32 (n, 3, {size}, {size}), RGB / 255, minus mean, divided by std"
     notes = {"input": images if raw else normalized, "checkpoint": checkpoint.sha256}
     notes |= {"metrics": checkpoint.metrics, "history": checkpoint.history}
-    return plain({**data.description(), **notes})
+    told = {key: value for key, value in data.description().items() if key != "directory"}
+    return plain({**told, **notes})
 
 
 def verify(format_: str, file: Path, inputs: Tensor, expected: Tensor, notes: dict) -> float:

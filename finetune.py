@@ -153,7 +153,7 @@ def network_of(teacher: Checkpoint, data: Data) -> nn.Module:
         told = f"{teacher.spec['num_classes']} classes, the images {len(data.classes)}"
         raise ValueError(f"--teacher {teacher.file} has {told}")
     for key, value in data.description().items():
-        if key != "dataset" and teacher.data[key] not in (None, value):
+        if key not in ("dataset", "directory") and teacher.data.get(key) not in (None, value):
             raise ValueError(f"--teacher {teacher.file} was trained with other {key}")
     return teacher.network()
 

@@ -35,7 +35,7 @@ from pruning.refit import refit
 from pruning.surgery import verify
 from utils import cli
 from utils import run as runs
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoint, CheckpointError
 from utils.config import Recipe, RunConfig, fill
 from utils.data import Data, normalize, sample
 from utils.device import Machine, place, prepare
@@ -90,7 +90,8 @@ def main(args: argparse.Namespace) -> dict:
         if run.result:
             return run.result
         data = runs.data_for(network, config.data, parent)
-        return prune(parent, step, data, run, home)
+        beside = folder.parent if config.save else home
+        return prune(parent, step, data, run, beside)
 
 
 def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: Path) -> dict:
@@ -128,9 +129,12 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
 
     measured = {"top1": None, "loss": None, "top1_before": None}
     if not run.identity["no_eval"]:
-        measured["top1_before"], _ = evaluate(place(model, machine), data, machine)
-        for doubt in doubts(model.eval(), data, machine) if parent.stage == "elsewhere" else ():
-            say(f"warning: {parent.file}: {doubt}")
+        measured["top1_before"], loss = evaluate(place(model, machine), data, machine)
+        if parent.stage == "elsewhere":
+            for doubt in doubts(model.eval(), data, machine):
+                say(f"warning: {parent.file}: {doubt}")
+            before = {"top1": measured["top1_before"], "loss": loss, "seconds": 0.0}
+            keep_dense(Outcome(model, before, parent.pruning), data, run, home / "baseline")
         measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
     if task.latency:
@@ -140,6 +144,19 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
     measured["seconds"] = time.perf_counter() - start
     outcome = Outcome(pruned.model, measured, record, pruned.network)
     return run.hand_over("pruned", outcome, data, parent)
+
+
+def keep_dense(outcome: Outcome, data: Data, run: Run, folder: Path) -> None:
+    """Leave a network from elsewhere as a run, for benchmark.py and report.py to compare with."""
+    same = {name: run.identity[name] for name in ("network", "parent", "precision")}
+    identity = {**same, "seed": run.identity["pruning"]["seed"]}
+    try:
+        with Run(folder, identity, run.machine) as dense:
+            if not dense.result:
+                dense.hand_over("imported", outcome, data)
+        say(f"the network as it was is now a run in {folder}")
+    except (OSError, ValueError, CheckpointError) as error:
+        say(f"the network as it was did not become a run: {error}")
 
 
 def sensitivities(

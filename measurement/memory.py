@@ -8,9 +8,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from models import build, new_spec
-from utils import checkpoint as checkpoints
+from models import build, new_spec, spec_of
 from utils.device import Machine
 
 from .engines import ENGINES, FILES, IN_TORCH, write_for
@@ -19,8 +19,10 @@ from .runtimes import FORMATS
 RESET_PEAK = Path("/proc/self/clear_refs")  # takes a 5; proc(5)
 
 
-def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int | None:
-    """Bytes that the network of a checkpoint needs at its peak for one batch of `shape`.
+def peak_memory(
+    network: nn.Module, shape: tuple[int, ...], machine: Machine, engine: str
+) -> int | None:
+    """Bytes that a network on the CPU needs at its peak for one batch of `shape`.
 
     On CUDA what PyTorch's allocator held at most; on the CPU the growth of the resident set of a
     fresh process, from before the network is loaded to after the batch. None where the kernel
@@ -28,7 +30,7 @@ def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: st
     what PyTorch's allocator does not see.
     """
     if machine.device.type == "cuda":
-        return _allocated(path, shape, machine, engine) if engine in IN_TORCH else None
+        return _allocated(network, shape, machine, engine) if engine in IN_TORCH else None
     if engine == "compile":
         return None
     # A fresh process, since this one's allocator keeps what earlier networks gave back.
@@ -37,20 +39,22 @@ def peak_memory(path: Path, shape: tuple[int, ...], machine: Machine, engine: st
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, fresh, **how) as pool:
         # Here, since what writes a file needs more memory than what runs it.
         if engine in FILES:
-            network = checkpoints.load(path).network()
-            path = write_for(FILES[engine], network, shape[-1], Path(folder))
-        return pool.submit(_resident_growth, path, shape, machine, engine).result()
+            file = write_for(FILES[engine], network, shape[-1], Path(folder))
+        else:
+            file = Path(folder, "network.pt")
+            torch.save((spec_of(network), network.state_dict()), file)
+        return pool.submit(_resident_growth, file, shape, machine, engine).result()
 
 
-def _allocated(path: Path, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
+def _allocated(network: nn.Module, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
     before = torch.cuda.memory_allocated()
-    run = ENGINES[engine](checkpoints.load(path).network(), machine)(torch.randn(shape))
+    run = ENGINES[engine](network, machine)(torch.randn(shape))
     torch.cuda.reset_peak_memory_stats()
     run()
     return torch.cuda.max_memory_allocated() - before
 
 
-def _resident_growth(path: Path, shape: tuple, machine: Machine, engine: str) -> int | None:
+def _resident_growth(file: Path, shape: tuple, machine: Machine, engine: str) -> int | None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers an interrupt
     tiny, x = build(new_spec(20, 10, width=1, shortcut="B")), torch.randn(shape)
     ENGINES[engine](tiny, machine)(x[:1])()  # what the first one sets up is no network's
@@ -60,9 +64,9 @@ def _resident_growth(path: Path, shape: tuple, machine: Machine, engine: str) ->
         return None
     before = _peak()
     if engine in FILES:
-        bind = FORMATS[FILES[engine]].load(path, machine)
+        bind = FORMATS[FILES[engine]].load(file, machine)
     else:
-        bind = ENGINES[engine](checkpoints.load(path).network(), machine)
+        bind = ENGINES[engine](build(*torch.load(file, weights_only=True)), machine)
     bind(x)()
     return _peak() - before
 

@@ -22,6 +22,7 @@ from utils.config import NetworkConfig
 DENSE = "dense"
 CONTROLS = {"scratch": "from scratch", "random": "", "longer": "longer"}  # and the words for it
 TRAINED = ("baseline", "scratch", "like", "finetuned")
+MEASURED = (*TRAINED, "imported")
 SIZES = ("params", "nonzero_params", "macs", "effective_macs")
 TIMES = ("latency_ms", "images_per_second", "latency_speedup", "measured_speedup")
 OPTIONAL = ("speedup_ratio", "file_bytes", "compressed_bytes", "peak_memory_bytes")
@@ -100,7 +101,8 @@ class Study(NamedTuple):
         if not dense or cell.identity.series == DENSE:
             return []
         roots = [lineage(run, self.runs)[0] for run in cell.runs]
-        return cell.minus([*dense.runs, *(run for run in roots if run["stage"] == "baseline")])
+        roots = [root for root in roots if root["stage"] in ("baseline", "imported")]
+        return cell.minus([*dense.runs, *roots])
 
     def to_control(self, cell: Cell, control: str) -> list[float]:
         """Top-1 minus that of a control of the same pruning, seed by seed.
@@ -138,6 +140,9 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
         sound = [row for row in sound if row["sha256"] == run["sha256"]]
         if len(sound) < len(run.rows):
             left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
+        if any(row.get("busy") for row in sound):
+            left_out.append(f"{run.folder}/benchmark.json: timed on a busy machine; time it again")
+        sound = [row for row in sound if not row.get("busy")]
         run.timings = {_machine_and_engine(row): row for row in sound}  # the latest of each
         if run["stage"] == "pruned" and run["sha256"] not in parents:
             left_out.append(f"{run.folder}: pruned, but not fine-tuned")
@@ -245,10 +250,10 @@ def _is_result(result: Any) -> bool:
     identity, parent = _identity(result), result["arguments"]["parent"]
     hash((identity, parent))  # an error for what cannot be
     sizes = [result[key] for key in SIZES]
-    top1 = result["top1"] if result["stage"] in TRAINED else 0
+    top1 = result["top1"] if result["stage"] in MEASURED else 0
     numbers = [result["seed"], *identity.epochs, top1, *sizes, *result["widths"].values()]
     texts = [result["sha256"], result["machine"]["name"], parent or ""]
-    known = identity.control in (None, *CONTROLS) and result["stage"] in (*TRAINED, "pruned")
+    known = identity.control in (None, *CONTROLS) and result["stage"] in (*MEASURED, "pruned")
     return known and _plain(texts, numbers) and all(sizes) and top1 <= 100
 
 
@@ -273,10 +278,14 @@ def _plain(texts: Sequence[Any], numbers: Sequence[Any]) -> bool:
 
 def lineage(run: Run, runs: Sequence[Run]) -> list[Run]:
     """The stages whose weights led to a network, in order, as far as they are here."""
+    parent = run["arguments"]["parent"]
+    # A network trained like another has its shape, but none of its weights.
+    if parent is None or run["stage"] in ("like", "imported"):
+        return [run]
     others = [other for other in runs if other is not run]  # foreign files may form a circle
     for other in others:
-        # A network trained like another has its shape, but none of its weights.
-        if other["sha256"] == run["arguments"]["parent"] and run["stage"] != "like":
+        imported = other["stage"] == "imported" and other["arguments"]["parent"] == parent
+        if other["sha256"] == parent or imported:
             return [*lineage(other, others), run]
     return [run]
 
@@ -284,7 +293,7 @@ def lineage(run: Run, runs: Sequence[Run]) -> list[Run]:
 def _cells(runs: Sequence[Run], left_out: list[str]) -> dict[str, list[Cell]]:
     """Runs that were trained, grouped, by network, in the order of the tables."""
     grouped: dict[Identity, dict[int, Run]] = defaultdict(dict)
-    for run in (run for run in runs if run["stage"] in TRAINED):
+    for run in (run for run in runs if run["stage"] in MEASURED):
         epochs = tuple(n for stage in lineage(run, runs) for n in stage.identity.epochs)
         seeds = grouped[run.identity._replace(epochs=epochs)]
         first = seeds.setdefault(run["seed"], run)

@@ -111,6 +111,10 @@ class Checkpoint:
         names = ("arch", "depth", "width", "shortcut", "stem", "stride")
         known = {name: self.spec[name] for name in names}
         known |= {} if is_usual(self.spec) else {"blocks": tuple(self.spec["blocks"])}
+        known["resize"] = self.data.get("resize", NetworkConfig.resize)
+        classes = self.data["classes"] or []
+        if all(map(str.isdecimal, classes)) and classes != sorted(classes):
+            known["class_order"] = "numbers"
         return NetworkConfig(self.data["dataset"], self.image_size, **known)
 
     def network(self) -> nn.Module:

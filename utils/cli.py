@@ -28,6 +28,7 @@ from .log import say
 
 SCHEDULES = ("cubic", "he2018", "asymptotic", "constant")
 READING = ("dataset", "image_size", "shortcut", "stem", "stride", "key", "bn_eps", "mean", "std")
+READING += ("resize", "class_order")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 

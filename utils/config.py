@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 from models import ARCHS, SHORTCUTS, STEMS, STRIDES, new_spec
 from pruning.config import Options, option
 
-from .data import AUGMENTATIONS, DATASETS
-
 T = TypeVar("T")
+DATASETS = ("cifar100", "cifar10", "folder", "synthetic")
+AUGMENTATIONS = ("crop-flip", "crop", "none")
+RESIZES = ("squash", "crop")
+CLASS_ORDERS = ("strings", "numbers")
 # Learning rate as a fraction of its peak, after the fraction t in [0, 1) of all steps.
 LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     # Smith & Topin 2018 (arXiv 1708.07120), with the usual cosine descent
@@ -28,6 +30,9 @@ def _cosine(t: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * t))
 
 
+DATA = "folder of the images (default: that of the input, or data)"
+RESIZE = "what becomes of images that are not square; crop: their middle is kept"
+CLASS_ORDER = "of folders named by numbers (default: strings, as in torchvision)"
 MEAN = "of pixels in [0, 1], to normalize them (default: the training images')"
 STEM = "kernel, stride and max-pool before the first block; imagenet: 7x7s2-pool"
 KEY = "of a file from elsewhere: which weights in it, if there are several"
@@ -41,7 +46,7 @@ class RunConfig(Options):
 
     save: Path | None = option(None, "run folder (default: in runs/)", Path)
     force: bool = option(False, "fresh start, whatever the run folder holds", bool)
-    data: Path = option(Path("data"), "folder of the images", Path)
+    data: Path | None = option(None, DATA, Path)
     device: str = option("auto", "device to compute on", metavar="auto|cpu|cuda")
     threads: int | None = option(None, "CPU threads (default: all)", int, "[1, 1024]")
     precision: str = option("auto", "auto: bf16 where that is faster", str, PRECISIONS)
@@ -63,6 +68,8 @@ class NetworkConfig(Options):
     blocks: tuple[int, ...] | None = None  # per stage, where not usual for the depth
     key: str | None = option(None, KEY, metavar="NAME")
     bn_eps: float | None = option(None, "of its BatchNorms (default: 1e-5)", float, "(0, 1]")
+    resize: str = option("squash", RESIZE, str, RESIZES)
+    class_order: str | None = option(None, CLASS_ORDER, str, CLASS_ORDERS)
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
     mean: tuple[float, ...] | None = option(None, MEAN, float, "[0, 1]", **RGB)
     std: tuple[float, ...] | None = option(None, "likewise", float, "(0, 1]", **RGB)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from . import image_folders
 from .files import locked, write_atomically
+from .image_folders import DataError
+from .log import say
 
-DATASETS = ("cifar100", "cifar10", "folder", "synthetic")
-AUGMENTATIONS = ("crop-flip", "crop", "none")
 CLASS_COUNTS = {"cifar10": 10, "cifar100": 100}
 CROP_PADDING = 4
-
-
-class DataError(Exception):
-    """Data that is missing, damaged or not what it was said to be."""
 
 
 class Split(NamedTuple):
@@ -54,6 +50,8 @@ class Data(NamedTuple):
     std: list[float]
     train: Split
     test: Split
+    resize: str = "squash"  # how images of other shapes became square
+    directory: str | None = None  # where the files are
 
     @property
     def image_size(self) -> int:
@@ -63,10 +61,18 @@ class Data(NamedTuple):
     def description(self) -> dict[str, Any]:
         """What a checkpoint keeps of its data."""
         told = {"dataset": self.name, "classes": self.classes, "image_size": self.image_size}
-        return {**told, "mean": self.mean, "std": self.std}
+        told |= {"mean": self.mean, "std": self.std}
+        return {**told, "resize": self.resize, "directory": self.directory}
 
 
-def load(name: str, directory: Path, image_size: int = 32) -> Data:
+def load(
+    name: str,
+    directory: Path,
+    image_size: int = 32,
+    resize: str = "squash",
+    class_order: str | None = None,
+    download: bool = True,
+) -> Data:
     """Read a dataset: from its official archive, from class folders, or generated.
 
     Images that have to be decoded are decoded once, into a cache beside them that is rebuilt
@@ -79,74 +85,43 @@ def load(name: str, directory: Path, image_size: int = 32) -> Data:
     if name != "folder" and image_size != 32:
         raise ValueError(f"--image-size {image_size}: {name} has images of 32 pixels")
     if (directory / "train").is_dir() or name == "folder":
-        listing = {part: _list_images(directory / part) for part in ("train", "test")}
-        _check_classes(name, directory, {part: files[0] for part, files in listing.items()})
-        fingerprint = _fingerprint(directory, listing, image_size)
-        return _cached(name, directory, fingerprint, lambda: _decode(name, listing, image_size))
-    archive = _official(name)
-    return _cached(name, directory, archive.tgz_md5, lambda: _read_archive(name, directory))
+        data = _read_folders(name, directory, image_size, resize, class_order)
+    else:
+        if not (directory.is_dir() or download):
+            raise DataError(f"{directory}: no such folder; --data DIR says where the images are")
+        md5 = _official(name).tgz_md5
+        data = _cached(name, directory, md5, lambda: _read_archive(name, directory, download))
+    return data._replace(resize=resize, directory=str(directory.resolve()))
 
 
 # ------------------------------------------------------------------ class folders
 
 
-def _list_images(directory: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Class names in sorted order, and (file, label) pairs."""
-    from torchvision.datasets import ImageFolder  # a second to import, and needed nowhere else
+def _read_folders(
+    name: str, directory: Path, image_size: int, resize: str, class_order: str | None
+) -> Data:
+    listing = image_folders.find(directory, class_order)
+    count, expected = len(listing.classes), CLASS_COUNTS.get(name)
+    if expected not in (None, count):
+        raise DataError(f"{directory}: {count} classes, but {name} has {expected}")
+    parts = listing.train, listing.test
+    digest = hashlib.sha256(f"format 2, {image_size} pixels, {resize}".encode())
+    above = len(os.fsencode(directory / "train")) - len("train")  # however one names it
+    for path, label in itertools.chain(*parts):
+        status = os.stat(path)
+        facts = f" {label} {status.st_size} {status.st_mtime_ns}\n"
+        digest.update(os.fsencode(path)[above:] + facts.encode())
 
-    try:
-        folder = ImageFolder(str(directory))
-    except FileNotFoundError as error:
-        problem = str(error).splitlines()[0].removeprefix("[Errno 2] ")
-        wanted = "--data DIR wants train/<class>/ and test/<class>/ with images"
-        raise DataError(f"{directory}: {problem}; {wanted}") from None
-    return folder.classes, folder.samples
+    def decode() -> Data:
+        images = [
+            image_folders.decode(samples, image_size, resize, which)
+            for samples, which in zip(parts, ("train", "test"), strict=True)
+        ]
+        labels = [torch.tensor([label for _, label in samples]) for samples in parts]
+        splits = map(Split, map(torch.from_numpy, images), labels)
+        return _with_statistics(name, listing.classes, *splits)
 
-
-def _check_classes(name: str, directory: Path, classes: dict[str, list[str]]) -> None:
-    train, test = classes["train"], classes["test"]
-    if train != test:
-        odd = sorted(set(train) ^ set(test))
-        raise DataError(f"{directory}: train and test differ in the classes {', '.join(odd[:5])}")
-    expected = CLASS_COUNTS.get(name, len(train))
-    if len(train) != expected:
-        raise DataError(f"{directory}: {len(train)} classes, but {name} has {expected}")
-
-
-def _fingerprint(directory: Path, listing: dict, image_size: int) -> str:
-    digest = hashlib.sha256(f"format 1, {image_size} pixels".encode())
-    for part, (_, samples) in listing.items():
-        above = len(os.fsencode(directory / part)) - len(part)  # however one names it
-        for path, label in samples:
-            status = os.stat(path)
-            facts = f" {label} {status.st_size} {status.st_mtime_ns}\n"
-            digest.update(os.fsencode(path)[above:] + facts.encode())
-    return digest.hexdigest()
-
-
-def _decode(name: str, listing: dict, image_size: int) -> Data:
-    from PIL import Image  # comes with torchvision
-
-    def read(sample: tuple[str, int]) -> np.ndarray:
-        try:
-            with Image.open(sample[0]) as image:
-                image = image.convert("RGB")
-                return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
-        except Exception as error:  # Pillow raises many kinds
-            raise DataError(f"{sample[0]}: not a readable image ({error})") from None
-
-    splits = []
-    for part, (_, samples) in listing.items():
-        images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
-        pool = ThreadPoolExecutor(os.cpu_count())
-        # Closed, it cancels what is left if one fails.
-        with pool, contextlib.closing(pool.map(read, samples)) as decoded:
-            bar = tqdm(decoded, f"decoding {part}", len(samples), unit="img", disable=None)
-            for index, image in enumerate(bar):
-                images[index] = image
-        labels = torch.tensor([label for _, label in samples])
-        splits.append(Split(torch.from_numpy(images), labels))
-    return _with_statistics(name, listing["train"][0], *splits)
+    return _cached(name, directory, digest.hexdigest(), decode)
 
 
 def _with_statistics(name: str, classes: list[str], train: Split, test: Split) -> Data:
@@ -169,7 +144,7 @@ def _official(name: str) -> type:
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
 
-def _read_archive(name: str, directory: Path) -> Data:
+def _read_archive(name: str, directory: Path, download: bool) -> Data:
     """CIFAR as published, unpacked and, before that, downloaded if it is not there whole.
 
     torchvision checks the hash of what it downloads, and of every file before it reads it.
@@ -186,6 +161,8 @@ def _read_archive(name: str, directory: Path) -> Data:
         try:
             parts = read()
         except RuntimeError:  # not there, or not whole; torchvision's own download skips the latter
+            if not download:
+                raise
             where = {"download_root": directory, "filename": packed.name}
             utils.download_and_extract_archive(archive.url, **where, md5=md5)
             parts = read()
@@ -213,8 +190,11 @@ def _cached(name: str, directory: Path, fingerprint: str, read: Callable[[], Dat
         data = read()
         fields = {**data._asdict(), "train": tuple(data.train), "test": tuple(data.test)}
         content = {"fingerprint": fingerprint, "data": fields}
-        with contextlib.suppress(OSError):  # a directory that cannot be written to: read each time
+        try:
             write_atomically(path, lambda file: torch.save(content, file))
+            say(f"decoded images kept in {path}")
+        except OSError as error:
+            say(f"{path}: {error.strerror}; the images are decoded anew each time")
         return data
 
 

@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .data import AUGMENTATIONS, Data, epoch_batches, normalize, pad_for_crops
+from .config import AUGMENTATIONS
+from .data import Data, epoch_batches, normalize, pad_for_crops
 from .device import Machine
 
 BATCHES, BATCH = 4, 128

@@ -42,6 +42,9 @@ WORDS = {
 }
 
 
+READING = ("key", "bn_eps", "resize", "class_order")
+
+
 # --------------------------------------------------------------------------- input
 
 
@@ -57,21 +60,28 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
     else:
         network = parent.network_config()
         known = {**asdict(network), "mean": parent.data["mean"], "std": parent.data["std"]}
-        if parent.stage == "elsewhere":
-            known |= {"key": given["key"], "bn_eps": given["bn_eps"]}
+        known["class_order"] = network.class_order or "strings"
+        # How a file from elsewhere was read, which it does not tell.
+        reading = {name: given.get(name) for name in READING if parent.stage == "elsewhere"}
+        known |= reading
         names = ("dataset", "image_size", "arch", "depth", "width", "shortcut", "stem", "stride")
-        for name in (*names, "mean", "std", "key", "bn_eps"):
+        for name in (*names, "mean", "std", *READING):
             if given.get(name) not in (None, known[name]):
                 contradicted = f"contradicts {parent.file}, which has {known[name]}"
                 raise ValueError(f"{flag(name)} {given[name]} {contradicted}")
-        network = replace(network, train_images=given.get("train_images"))
-        if parent.stage == "elsewhere":  # what is given says how the file was read
-            network = replace(network, key=given["key"], bn_eps=given["bn_eps"])
-            if given["mean"]:
-                network = replace(network, mean=tuple(given["mean"]), std=tuple(given["std"]))
+        reading = {name: value for name, value in reading.items() if value is not None}
+        network = replace(network, train_images=given.get("train_images"), **reading)
+        if parent.stage == "elsewhere" and given["mean"]:
+            network = replace(network, mean=tuple(given["mean"]), std=tuple(given["std"]))
     if network.dataset == "folder":
-        network = replace(network, folder=str(fill(RunConfig, given).data.resolve()))
+        network = replace(network, folder=str(directory(given.get("data"), parent).resolve()))
     return network
+
+
+def directory(given: Path | None, parent: Checkpoint | None) -> Path:
+    """Where the images are: as `given`, or where those of the parent were, or "data"."""
+    known = parent.data.get("directory") if parent else None
+    return given or (Path(known) if known and Path(known).is_dir() else Path("data"))
 
 
 def default_folder(network: NetworkConfig, seed: int) -> Path:
@@ -82,7 +92,7 @@ def default_folder(network: NetworkConfig, seed: int) -> Path:
 def output_folder(config: RunConfig, usual: Path, *inputs: Checkpoint | None) -> Path:
     """--save, or else `usual`; ValueError if the images or an input are there."""
     folder = config.save or usual
-    if folder.resolve() == config.data.resolve():
+    if folder.resolve() == directory(config.data, inputs[0]).resolve():
         raise ValueError(f"--save {folder} is where the images are; choose another folder")
     if (folder / "model.pt").resolve() in [one.file.resolve() for one in inputs if one]:
         raise ValueError(f"{folder} holds an input of this stage; choose another --save")
@@ -92,17 +102,26 @@ def output_folder(config: RunConfig, usual: Path, *inputs: Checkpoint | None) ->
 def read_parent(path: Path | None, given: Mapping[str, Any], usual: str) -> Checkpoint:
     """The input of a stage: the checkpoint at `path`, or in `usual` beside this run's others.
 
-    What was trained elsewhere is imported. Raises CheckpointError if it cannot be read.
+    Raises CheckpointError if it cannot be read.
     """
     if path is None:
         path = default_folder(network_for(given), given["seed"] or 0) / usual
+    parent = read(path, given)
+    data, network = parent.data, parent.network_config()
+    say(f"from {parent.file}: {network.name} for {data['dataset']}, {data['image_size']} pixels")
+    return parent
+
+
+def read(path: Path, given: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint at `path`, or a network trained elsewhere, with what is `given` of it.
+
+    Raises CheckpointError if it cannot be read.
+    """
     file = checkpoints.find(path)
     content = checkpoints.load_file(file)
-    own = checkpoints.is_checkpoint(content)
-    parent = checkpoints.parse(content, file) if own else elsewhere.read(content, file, given)
-    data, network = parent.data, parent.network_config()
-    say(f"from {file}: {network.name} for {data['dataset']}, {data['image_size']} pixels")
-    return parent
+    if checkpoints.is_checkpoint(content):
+        return checkpoints.parse(content, file)
+    return elsewhere.read(content, file, given)
 
 
 def require_finished(checkpoint: Checkpoint) -> None:
@@ -112,13 +131,23 @@ def require_finished(checkpoint: Checkpoint) -> None:
         raise ValueError(f"{checkpoint.file}: {what}")
 
 
-def data_for(network: NetworkConfig, directory: Path, checkpoint: Checkpoint | None = None) -> Data:
+def data_for(
+    network: NetworkConfig,
+    place: Path | None,
+    checkpoint: Checkpoint | None = None,
+    download: bool = True,
+) -> Data:
     """The data of a stage; with a checkpoint, normalized as its network was trained.
 
     `train_images` takes a random subset of the training images. Raises ValueError if the classes
     are not those of the network.
     """
-    data = load(network.dataset, directory, network.image_size)
+    place = directory(place, checkpoint)
+    order = network.class_order
+    if checkpoint and checkpoint.data["classes"]:
+        order = order or "strings"
+    how = network.image_size, network.resize, order
+    data = load(network.dataset, place, *how, download)
     wanted = network.train_images
     if wanted and wanted < len(data.train.labels):
         data = data._replace(train=data.train.draw(wanted, seed=0))
@@ -131,7 +160,7 @@ def data_for(network: NetworkConfig, directory: Path, checkpoint: Checkpoint | N
         theirs = known["classes"] or [f"{classes} classes"]
         odd = sorted(set(theirs) ^ set(data.classes))[:5]
         raise ValueError(
-            f"--dataset {network.dataset} --data {directory} has {len(data.classes)} classes, the "
+            f"--dataset {network.dataset} --data {place} has {len(data.classes)} classes, the "
             f"network {classes}; not in both: {', '.join(odd)}"
         )
     return data._replace(mean=known["mean"] or data.mean, std=known["std"] or data.std)
@@ -289,7 +318,8 @@ class Run(contextlib.AbstractContextManager):
         model, record = outcome.model, outcome.pruning
         network = outcome.network or model
         made_with, machine = versions(), describe(self.machine)
-        seed = self.identity["recipe" if "recipe" in self.identity else "pruning"]["seed"]
+        told = self.identity.get("recipe") or self.identity.get("pruning") or self.identity
+        seed = told["seed"]
         metrics = {**outcome.measured, **(record.state.figures() if record else {})}
         metrics |= costs(network, data.image_size)
         entry = {"stage": stage, "arguments": self.identity, "seed": seed, "metrics": metrics}

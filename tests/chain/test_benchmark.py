@@ -102,15 +102,15 @@ def test_run_folders_keep_their_rows(seed, tmp_path):
 
 def test_a_folder_stands_for_its_last_stages(seed, tmp_path):
     """As the checkpoints tell it, whatever their folders are called."""
-    found = benchmark.load([seed / "baseline", seed / "l1-0.5", seed / "weight-0.9"])
+    found = benchmark.load([seed / "baseline", seed / "l1-0.5", seed / "weight-0.9"], {})
     assert [subject.name for subject in found] == [
         *("baseline", "l1-0.5/finetuned", "weight-0.9/pruned")
     ]
     (seed / "l1-0.5/finetuned").rename(seed / "l1-0.5/b")
     (seed / "l1-0.5/pruned").rename(seed / "l1-0.5/a")
-    assert [subject.name for subject in benchmark.load([seed / "l1-0.5"])] == ["b"]
+    assert [subject.name for subject in benchmark.load([seed / "l1-0.5"], {})] == ["b"]
     with pytest.raises(CheckpointError, match="none of these"):
-        benchmark.load([seed])
+        benchmark.load([seed], {})
 
 
 def test_summary(seed, tmp_path):

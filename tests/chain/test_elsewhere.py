@@ -1,6 +1,7 @@
 """Files that were not written by this project, through the commands."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -142,3 +143,67 @@ def test_how_a_file_is_read_means_nothing_without_one(tmp_path):
     process = run("main.py", "--depth", "8", *DATA, "--bn-eps", "0.001", cwd=tmp_path)
     assert process.returncode == 2
     assert "--key and --bn-eps are for a network trained elsewhere" in process.stderr
+
+
+def test_the_network_as_it_was_is_a_run_to_compare_with(theirs, tmp_path):
+    folder, _, top1 = theirs
+    pruned = result(read(theirs, tmp_path))
+    dense = load(tmp_path / "baseline")
+    assert (dense.stage, dense.metrics["top1"]) == ("imported", top1)
+    assert torch.equal(
+        dense.state_dict["conv1.weight"], load(folder / "ours").state_dict["conv1.weight"]
+    )
+    train = ["--epochs", "1", "--batch-size", "256", "--save", tmp_path / "tuned"]
+    tuned = result(run("finetune.py", "--refine", tmp_path / "out", *DATA, *train, cwd=folder))
+    quick = ["--engines", "eager", "--seconds", "0", "--no-memory"]
+    runs = [tmp_path / name for name in ("baseline", "out", "tuned")]
+    rows = result(run("benchmark.py", *runs, *quick, cwd=folder))["rows"]
+    assert [row["top1"] for row in rows] == [top1, pruned["top1"], tuned["top1"]]
+    run("report.py", tmp_path, "--save", tmp_path / "report", cwd=folder)
+    lines = (tmp_path / "report/report.md").read_text().splitlines()
+    line = next(line for line in lines if "| l1 |" in line)
+    assert f"{tuned['top1'] - top1:.2f}" in line
+
+
+def test_a_run_in_the_way_of_the_network_as_it_was_stops_nothing(theirs, tmp_path):
+    folder, _, _ = theirs
+    shutil.copytree(folder / "ours", tmp_path / "baseline")
+    process = read(theirs, tmp_path)
+    assert "did not become a run: " in process.stderr
+    assert result(process)["stage"] == "pruned"
+
+
+def test_a_file_is_timed_as_a_stage_reads_it(theirs):
+    folder, _, _ = theirs
+    flags = [*DATA, "--stem", "cifar-pool", "--engines", "eager", "--seconds", "0"]
+    process = run("benchmark.py", "ours", "net.pt", *flags, "--no-memory", cwd=folder)
+    ours, pooled = result(process)["rows"]
+    assert pooled["macs"] < ours["macs"]
+    assert "net.pt: " in process.stderr
+
+
+def test_a_stage_looks_for_images_where_its_input_had_them(tmp_path, tree):
+    folder = tmp_path / "images"
+    shutil.copytree(tree, folder, ignore=shutil.ignore_patterns(".*"))
+    net = ["--depth", "8", "--width", "2", "--dataset", "folder", "--image-size", "8"]
+    train = ["--epochs", "1", "--batch-size", "8"]
+    result(run("main.py", *net, *train, "--data", folder, "--save", "dense", cwd=tmp_path))
+    result(run("res50prune.py", "--model", "dense", "--save", "slim", cwd=tmp_path))
+    flags = ["--format", "torch", "--save", "slim.pt2"]
+    exported = result(run("export.py", "slim", *flags, cwd=tmp_path))
+    assert exported["images"] == 18
+    folder.rename(tmp_path / "elsewhere")
+    missing = run("export.py", "slim", *flags, cwd=tmp_path)
+    assert missing.returncode == 1
+    assert "--data DIR" in missing.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_export_downloads_nothing(tmp_path):
+    network = build(new_spec(8, 10, width=2))
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    flags = ["--dataset", "cifar10", "--format", "torch"]
+    process = run("export.py", "net.pt", *flags, cwd=tmp_path)
+    assert process.returncode == 1
+    assert "data: no such folder; --data DIR says where the images are" in process.stderr
+    assert not (tmp_path / "data").exists()

@@ -292,3 +292,21 @@ def test_a_timing_of_a_later_version_replaces_an_earlier_one(study):
     file = study / "seed0/soft/end/benchmark.json"
     edit(file, lambda rows: rows.append({**rows[0], "latency_ms": 7.0}))
     assert cell(load([study]), "soft", "60 %").mean("latency_ms") == 7.0
+
+
+def test_times_of_a_busy_machine_are_left_out(study):
+    file = study / "seed0/soft/end/benchmark.json"
+    edit(file, lambda rows: rows[0].update(busy=True))
+    found = load([study])
+    assert found.left_out == [f"{file}: timed on a busy machine; time it again"]
+    assert cell(found, "soft", "60 %").mean("latency_ms") is None
+
+
+def test_a_network_from_elsewhere_is_the_dense_one_of_what_was_cut_from_it(study):
+    file = study / "seed0/baseline/result.json"
+    edit(file, lambda r: r.update(stage="imported") or r["arguments"].update(parent="their file"))
+    edit(file, lambda r: r["arguments"].pop("recipe"))
+    (file.parent / "metrics.jsonl").unlink()
+    edit(study / "seed0/soft/cut/result.json", lambda r: r["arguments"].update(parent="their file"))
+    found = load([study])
+    assert found.to_dense(cell(found, "soft", "60 %")) == [-10.0]

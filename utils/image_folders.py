@@ -1,0 +1,162 @@
+"""Class folders of images, as people and their programs leave them."""
+
+import contextlib
+import os
+import unicodedata
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps  # comes with torchvision
+from tqdm import tqdm
+
+from .log import say
+
+TEST = ("test", "val", "valid", "validation")  # the first that is there
+# What file managers and archives leave behind; hidden entries are left out, too.
+NOT_IMAGES = {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"}
+NAMED = 3  # files that a message names at most
+WHITE = (255, 255, 255, 255)
+
+
+class DataError(Exception):
+    """Data that is missing, damaged or not what it was said to be."""
+
+
+class Listing(NamedTuple):
+    """Names of the classes, and files with the index of their class."""
+
+    classes: list[str]
+    train: list[tuple[str, int]]
+    test: list[tuple[str, int]]
+
+
+def find(directory: Path, order: str | None = None) -> Listing:
+    """The images in train/<class>/ and test/<class>/ (or val/), at any depth; says what it left.
+
+    `order` is that of the classes, "strings" if None. Raises DataError for what is not there.
+    """
+    test = next((name for name in TEST if (directory / name).is_dir()), TEST[0])
+    if test != TEST[0]:
+        say(f"{directory}: no test/; {test}/ takes its place")
+    folders = {part: _classes(directory / part) for part in ("train", test)}
+    classes = list(dict.fromkeys(folders["train"].values()))
+    if odd := sorted(set(classes) ^ set(folders[test].values())):
+        told = ", ".join(odd[:NAMED])
+        raise DataError(f"{directory}: train and {test} differ in the classes {told}")
+    if all(name.isdecimal() for name in classes):
+        numbers = sorted(classes, key=int)
+        if order == "numbers":
+            classes = numbers
+        elif order is None and classes != numbers:
+            say(
+                f"warning: {directory}: the classes are numbers, and taken in the order of strings "
+                f"({', '.join(classes[:3])}, ...) as torchvision does; --class-order numbers takes "
+                f"{', '.join(numbers[:3])}, ..."
+            )
+    elif order == "numbers":
+        raise DataError(f"{directory}: --class-order numbers: not all classes are numbers")
+    index = {name: label for label, name in enumerate(classes)}
+    labels = {p: {raw: index[name] for raw, name in folders[p].items()} for p in folders}
+    return Listing(classes, *(_samples(directory / p, labels[p]) for p in folders))
+
+
+def _ours(name: str) -> bool:
+    return not name.startswith(".") and name not in NOT_IMAGES
+
+
+def _classes(directory: Path) -> dict[str, str]:
+    """Names of the folders in `directory` -> of the classes, where accents are one character."""
+    if not directory.is_dir():
+        wanted = "--data DIR wants train/<class>/ and test/<class>/ with images"
+        raise DataError(f"{directory}: no such folder; {wanted}")
+    names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    if not (names := [name for name in names if _ours(name)]):
+        raise DataError(f"{directory}: no class folders in it")
+    return {name: unicodedata.normalize("NFC", name) for name in names}
+
+
+def _samples(directory: Path, labels: dict[str, int]) -> list[tuple[str, int]]:
+    """Files and labels, in torchvision's order; says how many were no images."""
+    from torchvision.datasets.folder import make_dataset  # a second to import
+
+    Image.init()
+    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    left_out: Counter[str] = Counter()
+
+    def is_image(path: str) -> bool:
+        if not all(map(_ours, Path(path).relative_to(directory).parts)):
+            return False
+        end = Path(path).suffix.lower()
+        left_out[end or "no extension"] += end not in known
+        return end in known
+
+    samples = make_dataset(directory, labels, is_valid_file=is_image, allow_empty=True)
+    found = {label for _, label in samples}
+    if empty := [name for name, label in labels.items() if label not in found]:
+        raise DataError(f"{directory / empty[0]}: no images in it")
+    if count := left_out.total():
+        kinds = ", ".join(f"{end} {n}" for end, n in left_out.most_common(NAMED) if n)
+        say(f"{directory}: {count} files left out, which are no images that Pillow reads ({kinds})")
+    return samples
+
+
+def decode(samples: list[tuple[str, int]], size: int, resize: str, name: str) -> np.ndarray:
+    """The images of a listing: uint8 (n, size, size, 3).
+
+    Says how many were not square. Raises DataError that names those that cannot be read.
+    """
+
+    def attempt(file: str) -> tuple[np.ndarray, bool] | str:
+        try:
+            return read(file, size, resize)
+        except Exception as error:  # Pillow raises many kinds
+            return f"{file} ({error})"
+
+    images = np.empty((len(samples), size, size, 3), np.uint8)
+    unreadable, odd = [], 0
+    pool = ThreadPoolExecutor(os.cpu_count())
+    # Closed, it cancels what is left if it is interrupted.
+    with pool, contextlib.closing(pool.map(attempt, (file for file, _ in samples))) as found:
+        bar = tqdm(found, f"decoding {name}", len(samples), unit="img", disable=None)
+        for index, one in enumerate(bar):
+            if isinstance(one, str):
+                unreadable.append(one)
+            else:
+                images[index] = one[0]
+                odd += not one[1]
+    if unreadable:
+        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+        raise DataError(f"not readable as images: {', '.join(unreadable[:NAMED])}{more}")
+    if odd:
+        done = "cropped to their middle" if resize == "crop" else "squashed (--resize crop crops)"
+        say(f"{name}: {odd} of {len(samples)} images are not square: {done}")
+    return images
+
+
+def read(file: str, size: int, resize: str) -> tuple[np.ndarray, bool]:
+    """An image, upright and in 8-bit RGB (size, size, 3), and whether it was square.
+
+    Raises ValueError for pixels whose scale is unknown, and whatever Pillow raises.
+    """
+    with Image.open(file) as image:
+        image = _rgb(ImageOps.exif_transpose(image))
+        square = image.width == image.height
+        how = Image.Resampling.BICUBIC
+        shape = (size, size)
+        image = ImageOps.fit(image, shape, how) if resize == "crop" else image.resize(shape, how)
+        return np.asarray(image), square
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip them at 255
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("pixels of 32 bits, whose scale is unknown; save it with 8 or 16")
+    if image.has_transparency_data:  # what is transparent may hide any color
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+    return image.convert("RGB")
