@@ -131,7 +131,9 @@ class PruningConfig(Options):
 
 
 def method_class(config: PruningConfig) -> Any:
-    """The class that prunes as a config says."""
+    """The class that prunes as a config says. Raises ValueError if it is not in METHODS."""
+    if config.method not in METHODS:
+        raise ValueError(f"method {config.method} is not known here; --plugin FILE may bring it")
     return METHODS[config.method].variant(config.schedule)
 
 

@@ -1,15 +1,20 @@
 """One call that prunes a network: what stage 2 does, for use from other programs."""
 
+import copy
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from models import cost_of, costs, spec_of
+from models import build, cost_of, costs, import_weights, spec_of
+from models.resnet import ResNet
 
 from .config import METHODS, PruningConfig, method_class, resolve
 from .criteria import Batches
 from .filters import Filters
+from .masks import Masks
 from .method import Pruned, Record, Task
 from .refit import refit
 from .soft import Soft
@@ -35,16 +40,21 @@ def prune_step(
 
 
 def prune(
-    model: nn.Module, image_size: int = 32, batches: Batches | None = None, **flags: Any
+    network: nn.Module | Mapping[str, Any],
+    image_size: int = 32,
+    batches: Batches | None = None,
+    **flags: Any,
 ) -> tuple[nn.Module, Record]:
-    """A smaller copy of a network of `models.build`, and how it was pruned.
+    """A smaller copy of a ResNet, and how it was pruned.
 
-    `flags` are those of res50prune.py by their names: `prune(model, target_macs=0.5)`.
+    `network` is one of `models.build`, a module of torchvision or another library, or a state
+    dict. `flags` are those of res50prune.py by their names: `prune(network, target_macs=0.5)`.
     `batches` gives normalized images and labels to a criterion that wants them. Raises ValueError
-    for flags that do not fit or whose pruning needs a training, RuntimeError if the copy computed
-    something else than the masked original.
+    for what cannot be read, for flags that do not fit or whose pruning needs a training,
+    RuntimeError if the copy computed something else than the masked original.
     """
-    task = Task(cost_of(spec_of(model), image_size), image_size, batches)
+    model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
+    task = Task(cost_of(spec_of(model), image_size), image_size, batches, masks)
     pruned, record = prune_step(model, resolve(flags), task)
     if record.state.pending:
         raise ValueError("this pruning happens while training: see finetune.py")
@@ -54,3 +64,27 @@ def prune(
     if record.steps[-1].refit:
         refit(model, pruned.network, record.state.kept_channels(), batches)
     return pruned.model, record
+
+
+def _read(network: nn.Module | Mapping[str, Any], image_size: int) -> tuple[nn.Module, Masks]:
+    """A network of another library as one of ours; what was assumed of a state dict is a warning.
+
+    A module is compared: it must compute the same.
+    """
+    if not isinstance(network, nn.Module):
+        found = import_weights(network)
+        for note in found.notes:
+            warnings.warn(note, stacklevel=3)
+        return build(found.spec, found.state_dict), found.masks
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    found = import_weights(network.state_dict(), eps=norms[0].eps if norms else None)
+    model = build(found.spec, found.state_dict)
+    place = next(network.parameters())
+    x = torch.randn(4, 3, image_size, image_size).to(place)
+    theirs, ours = copy.deepcopy(network).eval(), copy.deepcopy(model).eval().to(place)
+    with torch.no_grad():
+        expected, logits = theirs(x), ours(x)
+    if not torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+        told = f"it was read as another network ({found.notes[-1]})"
+        raise ValueError(f"{told}; models.import_weights takes a stem, a shortcut and a stride")
+    return model.to(place.device), found.masks

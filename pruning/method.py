@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import nn
 from models import Cost, Spec
 
 from .allocation import Kept
-from .config import ALLOCATIONS, PruningConfig, method_class
+from .config import ALLOCATIONS, METHODS, PruningConfig, method_class
 from .criteria import CRITERIA, Batches
 from .masks import Masks, hold_masks
 
@@ -166,4 +166,9 @@ class Record:
         own = {key: content[key] for key in ("ratio", "dense", "share_cut")}
         steps = [PruningConfig.from_dict(step) for step in content["steps"]]
         state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
-        return cls(steps, **own, state=method_class(steps[-1]).State.from_dict(state))
+        if steps[-1].method in METHODS:
+            return cls(steps, **own, state=method_class(steps[-1]).State.from_dict(state))
+        # Of a plugin that is not here: enough to know the network, not to go on with the pruning.
+        names = {known.name for known in fields(State)}
+        state = {name: value for name, value in state.items() if name in names}
+        return cls(steps, **own, state=State.from_dict(state))

@@ -143,7 +143,8 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     file = path / "model.pt" if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"{file}: no such checkpoint; run the stage that writes it first")
+        remedy = "; run the stage that writes it first" if file.name == "model.pt" else ""
+        raise CheckpointError(f"{file}: no such file{remedy}")
     return file
 
 

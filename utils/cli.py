@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import inspect
 import json
 import os
@@ -105,6 +106,29 @@ def pruning_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _add_plugin_flag(p: argparse.ArgumentParser) -> None:
+    told = "Python file with criteria or methods of yours; may be given several times"
+    p.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=told)
+
+
+def load_plugins() -> None:
+    """Run the files after --plugin: what they add to CRITERIA or METHODS, the flags know then.
+
+    Raises ValueError for what is no Python file, or fails.
+    """
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_plugin_flag(p)
+    for file in p.parse_known_args()[0].plugin:
+        spec = importlib.util.spec_from_file_location(f"plugin_{file.stem}", file)
+        if not (spec and file.is_file()):
+            raise ValueError(f"--plugin {file}: no such Python file")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise ValueError(f"--plugin {file}: {type(error).__name__}: {error}") from error
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM; what is on disk is whole, and the stage can be resumed."""
 
@@ -126,7 +150,15 @@ def run_script(
     # None where a process was started without them; no other file may take their numbers.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    try:
+        load_plugins()
+    except ValueError as error:
+        say(f"{Path(sys.argv[0]).name}: error: {error}")
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        sys.exit(2)
     p = build_parser()
+    _add_plugin_flag(p)
     p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
     p.add_argument("--debug", action="store_true", help="traceback of an error")
     args = p.parse_args()

@@ -60,6 +60,8 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
     else:
         network = parent.network_config()
         known = {**asdict(network), "mean": parent.data["mean"], "std": parent.data["std"]}
+        told = parent.history[0]["arguments"]["network"] if parent.history else {}
+        known |= {name: told.get(name) for name in ("key", "bn_eps")}
         known["class_order"] = network.class_order or "strings"
         # How a file from elsewhere was read, which it does not tell.
         reading = {name: given.get(name) for name in READING if parent.stage == "elsewhere"}

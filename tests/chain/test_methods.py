@@ -1,4 +1,4 @@
-"""Every way of pruning through the commands, the controls, and how to add one's own."""
+"""Every way of pruning through the commands, the controls, and those of a plugin."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import finetune
 import main
 import res50prune
 from models import cost_of, new_spec, spec_of
-from pruning import METHODS, Method, Pruned, PruningConfig, Task, name_of, resolve
+from pruning import METHODS, PruningConfig, Task, name_of, resolve
 from pruning.config import flag
 from tests.command import result, run
 from tests.conftest import lively
@@ -310,25 +310,77 @@ def test_a_killed_pruning_resumes_with_the_same_bits(work, monkeypatch, how):
     assert logs[0] == logs[1]
 
 
-def test_adding_a_method_is_one_small_file(work, monkeypatch, capsys):
-    """A method that prunes nothing and counts its steps, through the real stages."""
-    counted = []
+PLUGIN = """
+from dataclasses import dataclass
+from pruning import METHODS, Method, Pruned, State
+from pruning.criteria import CRITERIA, by_filter
 
-    class Mine(Method):
-        def prune(self, model, task):
-            self.state.kept = {"note": [1]}
-            return Pruned(model, model, model, 0.0, [("everything", 1, 1, "")])
+@dataclass
+class Noted(State):
+    note: int = 0
 
-        def on_step(self, model, optimizer, step, steps):
-            counted.append((self.state.kept["note"], step, steps))
+class Mine(Method):
+    State = Noted
 
-    monkeypatch.setitem(METHODS, "mine", Mine)
-    monkeypatch.chdir(work)
+    def prune(self, model, task):
+        self.state.note = 7
+        return Pruned(model, model, model, 0.0, [("everything", 1, 1, "")])
+
+    def on_step(self, model, optimizer, step, steps):
+        open("steps", "a").write(f"{self.state.note} {step} {steps}\\n")
+
+METHODS["mine"] = Mine
+CRITERIA["largest"] = by_filter(lambda w: w.abs().amax(1))
+"""
+
+
+@pytest.fixture
+def plugin(work):
+    (work / "mine.py").write_text(PLUGIN)
+    return ["--plugin", "mine.py"]
+
+
+def test_a_method_of_a_plugin_goes_through_the_stages(work, plugin):
     flags = [*NET, *DATA, "--method", "mine"]
-    res50prune.main(res50prune.build_parser().parse_args(flags))
-    tuned = finetune.main(finetune.build_parser().parse_args([*flags, *TRAIN]))
+    pruned = result(run("res50prune.py", *flags, *plugin, cwd=work))
+    tuned = result(run("finetune.py", *flags, *TRAIN, *plugin, cwd=work))
     assert tuned["method"] == "mine"
-    assert counted == [([1], step, 16) for step in range(16)]
+    steps = (work / "steps").read_text().splitlines()
+    assert steps == [f"7 {step} 16" for step in range(16)]
+    # Without it the network can be measured, but its pruning cannot go on.
+    quick = ["--engines", "eager", "--seconds", "0", "--no-memory"]
+    assert result(run("benchmark.py", tuned["checkpoint"], *quick, cwd=work))["rows"]
+    refused = run("finetune.py", "--refine", pruned["checkpoint"], "--save", "x", *TRAIN, cwd=work)
+    assert refused.returncode == 2
+    assert "method mine is not known here; --plugin FILE may bring it" in refused.stderr
+
+
+def test_a_criterion_of_a_plugin_ranks_filters(work, plugin):
+    flags = [*NET, *DATA, "--criterion", "largest", "--ratio", "0.5"]
+    result(run("res50prune.py", *flags, *plugin, cwd=work))
+    dense = checkpoints.load(work / FOLDER / "baseline").network()
+    weight = dense.layer1[0].conv1.weight
+    kept = weight.abs().amax((1, 2, 3)).topk(2).indices.sort().values
+    slim = checkpoints.load(work / FOLDER / "l1-0.5-largest/pruned").network()
+    assert torch.equal(slim.layer1[0].conv1.weight, weight[kept])
+    assert "invalid choice: 'largest'" in run("res50prune.py", *flags, cwd=work).stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("none.py", None, "--plugin none.py: no such Python file"),
+        ("mine.txt", "", "--plugin mine.txt: no such Python file"),
+        ("bad.py", "import nothing_such", "--plugin bad.py: ModuleNotFoundError: No module named"),
+    ],
+)
+def test_a_plugin_that_does_not_load_is_one_line(tmp_path, file, content, message):
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    process = run("res50prune.py", "--plugin", file, cwd=tmp_path)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 def test_run_folders_are_named_by_what_is_not_the_default():

@@ -1,8 +1,14 @@
+import subprocess
+import sys
+
 import pytest
 import torch
+import torchvision
+from torch import nn
 
-from models import new_spec, spec_of
+from models import cost_of, new_spec, spec_of
 from pruning import METHODS, Record, State, prune, resolve
+from tests.command import ROOT
 from tests.conftest import lively
 
 
@@ -56,3 +62,42 @@ def test_a_method_has_a_state_of_its_own():
     method.state.masks["conv1"][0] = False
     assert state.masks["conv1"].all()
     assert METHODS["weight"]().state == METHODS["weight"].State()
+
+
+def theirs(**change):
+    """A ResNet-18 of torchvision whose BatchNorms have seen something."""
+    model = torchvision.models.resnet18(num_classes=10)
+    for name, module in change.items():
+        setattr(model, name, module)
+    for _ in range(3):
+        model(torch.randn(8, 3, 64, 64))
+    return model
+
+
+def test_a_network_of_torchvision_is_cut():
+    model = theirs().eval()
+    slim, record = prune(model, target_macs=0.5, image_size=64)
+    dense = cost_of(record.dense, 64).macs
+    assert dense == pytest.approx(148.1e6, rel=0.001)  # 1.814 G for 224 pixels, 0.5 M of it fc
+    assert cost_of(spec_of(slim), 64).macs == pytest.approx(dense / 2, rel=0.03)
+    untouched, _ = prune(model, ratio=0.0, image_size=64)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(untouched.eval()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_weights_do_not_tell_is_refused():
+    model = theirs(maxpool=nn.Identity())
+    with pytest.raises(ValueError, match=r"read as another network .*stem imagenet"):
+        prune(model, image_size=64)
+
+
+def test_a_state_dict_is_cut_and_what_was_assumed_is_a_warning():
+    with pytest.warns(UserWarning, match="assumed: stem imagenet"):
+        slim, _ = prune(theirs().state_dict(), ratio=0.5, image_size=64)
+    assert slim.layer1[0].conv1.out_channels == 32
+
+
+def test_pruning_is_light_to_import():
+    code = "import pruning, sys; print(*{'torchvision', 'torch._dynamo', 'thop'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stdout.strip()) == (0, "")

@@ -1,7 +1,7 @@
-"""The cut of Torch-Pruning (`pip install torch-pruning`) as a method, to compare with ours.
+"""A plugin: the cut of Torch-Pruning (`pip install torch-pruning`) as a method, to compare with.
 
-    python docs/with_torch_pruning.py res50prune.py --method tp-taylor --target-macs 0.387 ...
-    python docs/with_torch_pruning.py finetune.py --method tp-taylor --target-macs 0.387 ...
+    python res50prune.py --plugin docs/torch_pruning_plugin.py --method tp-taylor --target-macs 0.4
+    python finetune.py --plugin docs/torch_pruning_plugin.py --method tp-taylor --target-macs 0.4
 
 Within blocks, over all layers at once, in small steps until the target is met; scored anew at
 each step. tp-magnitude: L2-norms of a channel's weights in all its layers. tp-taylor: weight times
@@ -9,9 +9,6 @@ gradient there, on 512 training images.
 """
 
 import copy
-import runpy
-import sys
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -19,7 +16,6 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from models import channel_groups, cost_of, spec_of
 from pruning import METHODS, Method, Pruned, Task
 from pruning.surgery import cut, mask_channels
@@ -73,6 +69,3 @@ class TorchPruning(Method):
 
 for name in IMPORTANCE:
     METHODS[name] = TorchPruning
-if __name__ == "__main__":
-    sys.argv = sys.argv[1:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
