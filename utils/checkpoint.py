@@ -144,7 +144,7 @@ def find(path: str | Path) -> Path:
     file = path / "model.pt" if path.is_dir() else path
     if not file.is_file():
         remedy = "; run the stage that writes it first" if file.name == "model.pt" else ""
-        raise CheckpointError(f"{file}: no such file{remedy}")
+        raise CheckpointError(f"{file}: no such checkpoint{remedy}")
     return file
 
 

@@ -87,8 +87,6 @@ def load(
     if (directory / "train").is_dir() or name == "folder":
         data = _read_folders(name, directory, image_size, resize, class_order)
     else:
-        if not (directory.is_dir() or download):
-            raise DataError(f"{directory}: no such folder; --data DIR says where the images are")
         md5 = _official(name).tgz_md5
         data = _cached(name, directory, md5, lambda: _read_archive(name, directory, download))
     return data._replace(resize=resize, directory=str(directory.resolve()))
@@ -162,7 +160,8 @@ def _read_archive(name: str, directory: Path, download: bool) -> Data:
             parts = read()
         except RuntimeError:  # not there, or not whole; torchvision's own download skips the latter
             if not download:
-                raise
+                problem = f"no {name} in it; --data DIR says where the images are"
+                raise DataError(f"{directory}: {problem}") from None
             where = {"download_root": directory, "filename": packed.name}
             utils.download_and_extract_archive(archive.url, **where, md5=md5)
             parts = read()
@@ -183,19 +182,29 @@ def _cached(name: str, directory: Path, fingerprint: str, read: Callable[[], Dat
     path = directory / f".{name}-cache.pt"
     if data := _from_cache(path, fingerprint):
         return data
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory):  # of several processes that start together one reads, the others wait
-        if data := _from_cache(path, fingerprint):
+    try:
+        with locked(directory):  # of processes that start together one reads, the others wait
+            if data := _from_cache(path, fingerprint):
+                return data
+            data = read()
+            _keep(data, path, fingerprint)
             return data
-        data = read()
-        fields = {**data._asdict(), "train": tuple(data.train), "test": tuple(data.test)}
-        content = {"fingerprint": fingerprint, "data": fields}
-        try:
-            write_atomically(path, lambda file: torch.save(content, file))
-            say(f"decoded images kept in {path}")
-        except OSError as error:
-            say(f"{path}: {error.strerror}; the images are decoded anew each time")
-        return data
+    finally:
+        with contextlib.suppress(OSError):  # nothing came of it: leave no empty folders
+            for folder in missing:
+                folder.rmdir()
+
+
+def _keep(data: Data, path: Path, fingerprint: str) -> None:
+    fields = {**data._asdict(), "train": tuple(data.train), "test": tuple(data.test)}
+    content = {"fingerprint": fingerprint, "data": fields}
+    try:
+        write_atomically(path, lambda file: torch.save(content, file))
+        say(f"decoded images kept in {path}")
+    except OSError as error:
+        say(f"{path}: {error.strerror}; the images are decoded anew each time")
 
 
 def _from_cache(path: Path, fingerprint: str) -> Data | None:

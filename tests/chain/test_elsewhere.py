@@ -205,5 +205,5 @@ def test_an_export_downloads_nothing(tmp_path):
     flags = ["--dataset", "cifar10", "--format", "torch"]
     process = run("export.py", "net.pt", *flags, cwd=tmp_path)
     assert process.returncode == 1
-    assert "data: no such folder; --data DIR says where the images are" in process.stderr
+    assert "data: no cifar10 in it; --data DIR says where the images are" in process.stderr
     assert not (tmp_path / "data").exists()
