@@ -28,7 +28,7 @@ from measurement.memory import peak_memory
 from measurement.rows import Subject, compare, costs_of, keep, layers_of, measure, reasons, remarks
 from measurement.runtimes import FORMATS, require
 from measurement.timing import profile
-from pruning.config import Options, option
+from pruning.config import Options, flag, option
 from utils import checkpoint as checkpoints
 from utils import cli
 from utils.checkpoint import Checkpoint, CheckpointError
@@ -140,6 +140,9 @@ def load(paths: list[Path], given: dict[str, Any]) -> list[Subject]:
     by_file = {one.file.resolve(): one for path in paths for one in resolve(path, given)}
     if not by_file:
         raise CheckpointError("none of these folders holds a checkpoint")
+    useless = [name for name in cli.READING if given.get(name) is not None]
+    if useless and all(checkpoint.stage != "elsewhere" for checkpoint in by_file.values()):
+        raise ValueError(f"{flag(useless[0])} is for a network trained elsewhere")
     sizes = {checkpoint.image_size for checkpoint in by_file.values()}
     if len(sizes) > 1:
         raise ValueError(f"the networks take images of different sizes: {sorted(sizes)}")

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--save", type=Path, metavar="FILE", help="(default: model.* beside CKPT)")
     cli.add_flags(p, RunConfig, "data")
     p.add_argument("--force", action="store_true", help="replace FILE, whatever it is")
-    cli.add_reading_flags(p)
+    cli.add_reading_flags(p, *cli.IMAGES)
     return p
 
 

@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> dict:
     recipe = resolve_recipe(given, parent, teacher.sha256 if teacher else None)
     folder = runs.output_folder(config, folder_for(network, recipe, parent), parent, teacher)
     identity = {"network": asdict(network), "recipe": asdict(recipe)}
-    identity |= {"parent": parent.sha256, "precision": config.precision}
+    identity |= {"parent": parent.sha256, "precision": config.precision, **cli.plugins(args)}
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result

@@ -33,6 +33,7 @@ from pruning.allocation import hardware_multiple, select
 from pruning.criteria import Calibration, score
 from pruning.refit import refit
 from pruning.surgery import verify
+from utils import checkpoint as checkpoints
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint, CheckpointError
@@ -85,16 +86,18 @@ def main(args: argparse.Namespace) -> dict:
     folder = home / name_of([*parent.steps, step]) / "pruned"
     folder = runs.output_folder(config, folder, parent)
     identity = {"network": asdict(network), "pruning": step.as_dict(), "parent": parent.sha256}
-    identity |= {"no_eval": args.no_eval, "precision": config.precision}
+    identity |= {"no_eval": args.no_eval, "precision": config.precision, **cli.plugins(args)}
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result
         data = runs.data_for(network, config.data, parent)
-        beside = folder.parent if config.save else home
-        return prune(parent, step, data, run, beside)
+        dense = folder.parent / "baseline" if config.save else home / "imported"
+        return prune(parent, step, data, run, home, dense)
 
 
-def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: Path) -> dict:
+def prune(
+    parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: Path, dense: Path
+) -> dict:
     start, machine, size = time.perf_counter(), run.machine, data.image_size
     model, drops, clock = parent.network(), None, None
     if step.allocation == "sensitivity":
@@ -134,7 +137,8 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
             for doubt in doubts(model.eval(), data, machine):
                 say(f"warning: {parent.file}: {doubt}")
             before = {"top1": measured["top1_before"], "loss": loss, "seconds": 0.0}
-            keep_dense(Outcome(model, before, parent.pruning), data, run, home / "baseline")
+            if not parent.steps:
+                keep_dense(Outcome(model, before), data, run, dense)
         measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
     if task.latency:
@@ -148,15 +152,17 @@ def prune(parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: P
 
 def keep_dense(outcome: Outcome, data: Data, run: Run, folder: Path) -> None:
     """Leave a network from elsewhere as a run, for benchmark.py and report.py to compare with."""
-    same = {name: run.identity[name] for name in ("network", "parent", "precision")}
-    identity = {**same, "seed": run.identity["pruning"]["seed"]}
+    identity = {name: run.identity[name] for name in ("network", "parent", "precision")}
     try:
-        with Run(folder, identity, run.machine) as dense:
+        if (folder / "model.pt").exists() and checkpoints.load(folder).stage != "imported":
+            raise ValueError(f"{folder} holds another network")
+        with Run(folder, identity, run.machine, run.forced) as dense:
             if not dense.result:
                 dense.hand_over("imported", outcome, data)
         say(f"the network as it was is now a run in {folder}")
     except (OSError, ValueError, CheckpointError) as error:
-        say(f"the network as it was did not become a run: {error}")
+        advice = "with a --save in a folder of its own it would"
+        say(f"the network as it was did not become a run ({error}); {advice}")
 
 
 def sensitivities(

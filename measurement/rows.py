@@ -187,6 +187,11 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that stay beside a new one; none if the file is missing or damaged."""
     try:
         old = [row for row in json.loads(file.read_text()) if row["sha256"] == new["sha256"]]
-        return [row for row in old if any(row[k] != new[k] for k in ("engine", "machine"))]
+        return [
+            row
+            for row in old
+            if any(row[k] != new[k] for k in ("engine", "machine"))
+            or (new["busy"] and not row.get("busy"))
+        ]  # which says more
     except (OSError, ValueError, TypeError, KeyError):
         return []

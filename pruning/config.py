@@ -151,6 +151,8 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
     given["method"] = name = ALIASES.get(name, name)
     skip = given.get("skip", ())
     given["skip"] = tuple(sorted({skip} if isinstance(skip, str) else set(skip)))
+    if name not in METHODS:
+        raise ValueError(f"--method {name} is none of {', '.join(METHODS)}")
     method = METHODS[name].variant(given.get("schedule"))
     usual |= method.defaults
     optional = {own for other in METHODS.values() for own in other.flags} - set(method.flags)

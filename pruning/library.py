@@ -1,12 +1,11 @@
 """One call that prunes a network: what stage 2 does, for use from other programs."""
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import build, cost_of, costs, import_weights, spec_of
 from models.resnet import ResNet
@@ -41,19 +40,23 @@ def prune_step(
 
 def prune(
     network: nn.Module | Mapping[str, Any],
-    image_size: int = 32,
+    image_size: int | None = None,
     batches: Batches | None = None,
     **flags: Any,
 ) -> tuple[nn.Module, Record]:
     """A smaller copy of a ResNet, and how it was pruned.
 
     `network` is one of `models.build`, a module of torchvision or another library, or a state
-    dict. `flags` are those of res50prune.py by their names: `prune(network, target_macs=0.5)`.
-    `batches` gives normalized images and labels to a criterion that wants them. Raises ValueError
-    for what cannot be read, for flags that do not fit or whose pruning needs a training,
-    RuntimeError if the copy computed something else than the masked original.
+    dict. `image_size` is 32 by default, where the stem has 3x3 pixels. `flags` are those of
+    res50prune.py by their names: `prune(network, target_macs=0.5)`. `batches` gives normalized
+    images and labels to a criterion that wants them. Raises ValueError for what cannot be read, for
+    flags that do not fit or whose pruning needs a training, RuntimeError if the copy computed
+    something else than the masked original.
     """
     model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
+    if image_size is None and model.conv1.kernel_size != (3, 3):
+        raise ValueError("image_size is needed: this network is not for images of 32 pixels")
+    image_size = image_size or 32
     task = Task(cost_of(spec_of(model), image_size), image_size, batches, masks)
     pruned, record = prune_step(model, resolve(flags), task)
     if record.state.pending:
@@ -66,7 +69,9 @@ def prune(
     return pruned.model, record
 
 
-def _read(network: nn.Module | Mapping[str, Any], image_size: int) -> tuple[nn.Module, Masks]:
+def _read(
+    network: nn.Module | Mapping[str, Any], image_size: int | None
+) -> tuple[nn.Module, Masks]:
     """A network of another library as one of ours; what was assumed of a state dict is a warning.
 
     A module is compared: it must compute the same.
@@ -78,13 +83,19 @@ def _read(network: nn.Module | Mapping[str, Any], image_size: int) -> tuple[nn.M
         return build(found.spec, found.state_dict), found.masks
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     found = import_weights(network.state_dict(), eps=norms[0].eps if norms else None)
-    model = build(found.spec, found.state_dict)
     place = next(network.parameters())
-    x = torch.randn(4, 3, image_size, image_size).to(place)
-    theirs, ours = copy.deepcopy(network).eval(), copy.deepcopy(model).eval().to(place)
+    model = build(found.spec, found.state_dict).to(place.device)
+    x = torch.randn(4, 3, *[image_size or 32] * 2).to(place)
+    modes = [(module, module.training) for module in network.modules()]
     with torch.no_grad():
-        expected, logits = theirs(x), ours(x)
+        expected = network.eval()(x)
+        logits = model.eval()(x.float())
+    for module, training in modes:
+        module.training = training
+    if not isinstance(expected, Tensor):
+        raise ValueError(f"the network gives a {type(expected).__name__}, not logits")
+    expected = expected.float()
     if not torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
         told = f"it was read as another network ({found.notes[-1]})"
         raise ValueError(f"{told}; models.import_weights takes a stem, a shortcut and a stride")
-    return model.to(place.device), found.masks
+    return model, found.masks

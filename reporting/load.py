@@ -100,9 +100,13 @@ class Study(NamedTuple):
         dense = self.dense(cell.identity.network)
         if not dense or cell.identity.series == DENSE:
             return []
-        roots = [lineage(run, self.runs)[0] for run in cell.runs]
-        roots = [root for root in roots if root["stage"] in ("baseline", "imported")]
-        return cell.minus([*dense.runs, *roots])
+        by_seed, found = {run["seed"]: run for run in dense.runs}, []
+        for run in cell.runs:
+            root = lineage(run, self.runs)[0]
+            known = root["stage"] in ("baseline", "imported")
+            if base := root if known else by_seed.get(run["seed"]):
+                found.append(run["top1"] - base["top1"])
+        return found
 
     def to_control(self, cell: Cell, control: str) -> list[float]:
         """Top-1 minus that of a control of the same pruning, seed by seed.
@@ -140,8 +144,10 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
         sound = [row for row in sound if row["sha256"] == run["sha256"]]
         if len(sound) < len(run.rows):
             left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
-        if any(row.get("busy") for row in sound):
+        if busy := [row for row in sound if row.get("busy")]:
             left_out.append(f"{run.folder}/benchmark.json: timed on a busy machine; time it again")
+            told = ("file_bytes", "compressed_bytes", "peak_memory_bytes")
+            run.result = {name: busy[-1].get(name) for name in told} | run.result
         sound = [row for row in sound if not row.get("busy")]
         run.timings = {_machine_and_engine(row): row for row in sound}  # the latest of each
         if run["stage"] == "pruned" and run["sha256"] not in parents:
@@ -284,8 +290,10 @@ def lineage(run: Run, runs: Sequence[Run]) -> list[Run]:
         return [run]
     others = [other for other in runs if other is not run]  # foreign files may form a circle
     for other in others:
-        imported = other["stage"] == "imported" and other["arguments"]["parent"] == parent
-        if other["sha256"] == parent or imported:
+        same = all(
+            other["arguments"].get(k) == run["arguments"].get(k) for k in ("parent", "network")
+        )
+        if other["sha256"] == parent or (same and other["stage"] == "imported"):
             return [*lineage(other, others), run]
     return [run]
 

@@ -112,10 +112,22 @@ class Checkpoint:
         known = {name: self.spec[name] for name in names}
         known |= {} if is_usual(self.spec) else {"blocks": tuple(self.spec["blocks"])}
         known["resize"] = self.data.get("resize", NetworkConfig.resize)
-        classes = self.data["classes"] or []
-        if all(map(str.isdecimal, classes)) and classes != sorted(classes):
+        if self.class_orders() == ("numbers",):
             known["class_order"] = "numbers"
         return NetworkConfig(self.data["dataset"], self.image_size, **known)
+
+    def class_orders(self) -> tuple[str, ...]:
+        """The orders of class folders that its classes are in."""
+        classes = self.data["classes"] or []
+        numbers = all(map(str.isdecimal, classes)) and classes == sorted(classes, key=int)
+        return ("strings",) * (classes == sorted(classes)) + ("numbers",) * numbers
+
+    @property
+    def directory(self) -> Path | None:
+        """Where its images were, if it is told."""
+        told = self.history[-1]["arguments"]["network"].get("folder") if self.history else None
+        place = self.data.get("directory") or told
+        return Path(place) if place else None
 
     def network(self) -> nn.Module:
         """The network on the CPU; its weights are those of `state_dict`, not copies.

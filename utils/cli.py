@@ -24,19 +24,23 @@ from pruning.weight import WEIGHT_CRITERIA
 
 from .config import NetworkConfig, Recipe, RunConfig
 from .device import rank
-from .files import plain
+from .files import plain, sha256
 from .log import say
 
 SCHEDULES = ("cubic", "he2018", "asymptotic", "constant")
-READING = ("dataset", "image_size", "shortcut", "stem", "stride", "key", "bn_eps", "mean", "std")
-READING += ("resize", "class_order")
+# What a network trained elsewhere does not tell, of itself and of its images.
+READING = ("image_size", "shortcut", "stem", "stride", "key", "bn_eps")
+IMAGES = ("dataset", "mean", "std", "resize", "class_order")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 
 def parser(docstring: str) -> argparse.ArgumentParser:
     """An argument parser whose description is a script's docstring, as it stands."""
     kind = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=docstring, formatter_class=kind, allow_abbrev=False)
+    p = argparse.ArgumentParser(description=docstring, formatter_class=kind, allow_abbrev=False)
+    told = "Python file with criteria or methods of yours; may be given several times"
+    p.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=told)
+    return p
 
 
 def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any) -> None:
@@ -72,9 +76,9 @@ def add_run_flags(p: argparse.ArgumentParser) -> None:
     add_machine_flags(p)
 
 
-def add_reading_flags(p: argparse.ArgumentParser) -> None:
-    """What a network trained elsewhere does not tell."""
-    add_flags(p.add_argument_group("network trained elsewhere"), NetworkConfig, *READING)
+def add_reading_flags(p: argparse.ArgumentParser, *more: str) -> None:
+    """How to read a network trained elsewhere."""
+    add_flags(p.add_argument_group("network trained elsewhere"), NetworkConfig, *READING, *more)
 
 
 def add_machine_flags(p: argparse.ArgumentParser) -> None:
@@ -106,27 +110,29 @@ def pruning_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _add_plugin_flag(p: argparse.ArgumentParser) -> None:
-    told = "Python file with criteria or methods of yours; may be given several times"
-    p.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=told)
-
-
-def load_plugins() -> None:
+def load_plugins(arguments: list[str]) -> None:
     """Run the files after --plugin: what they add to CRITERIA or METHODS, the flags know then.
 
     Raises ValueError for what is no Python file, or fails.
     """
     p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_plugin_flag(p)
-    for file in p.parse_known_args()[0].plugin:
+    p.add_argument("--plugin", type=Path, action="append", default=[])
+    for file in p.parse_known_args(arguments)[0].plugin:
         spec = importlib.util.spec_from_file_location(f"plugin_{file.stem}", file)
         if not (spec and file.is_file()):
             raise ValueError(f"--plugin {file}: no such Python file")
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        sys.path.append(str(file.parent.resolve()))  # for what it imports
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
-            raise ValueError(f"--plugin {file}: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"--plugin {file}: {told}") from error
+
+
+def plugins(args: argparse.Namespace) -> dict[str, list[str]]:
+    """What --plugin adds to the identity of a run: the hashes of the files, if there are any."""
+    return {"plugin": [sha256(file) for file in args.plugin]} if args.plugin else {}
 
 
 class Interrupted(BaseException):
@@ -151,14 +157,14 @@ def run_script(
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
-        load_plugins()
+        with contextlib.redirect_stdout(sys.stderr):
+            load_plugins(sys.argv[1:])
     except ValueError as error:
-        say(f"{Path(sys.argv[0]).name}: error: {error}")
         if "--debug" in sys.argv:
             traceback.print_exc()
+        say(f"{Path(sys.argv[0]).name}: error: {error}")
         sys.exit(2)
     p = build_parser()
-    _add_plugin_flag(p)
     p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
     p.add_argument("--debug", action="store_true", help="traceback of an error")
     args = p.parse_args()

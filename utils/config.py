@@ -97,6 +97,7 @@ class NetworkConfig(Options):
         parts += [self.shortcut] if self.shortcut != usual.get("shortcut") else []
         parts += [self.stem] if self.stem != "cifar" else []
         parts += ["stride1x1"] if self.stride == "1x1" else []
+        parts += [self.resize] if self.resize != "squash" else []
         return "-".join([name, *parts])
 
 

@@ -78,13 +78,16 @@ def load(
     Images that have to be decoded are decoded once, into a cache beside them that is rebuilt
     when the files change. Raises DataError if anything is missing or wrong.
     """
+    folders = name == "folder" or (name != "synthetic" and (directory / "train").is_dir())
+    if not folders and (resize != "squash" or class_order == "numbers"):
+        raise ValueError("--resize and --class-order are for class folders of images")
     if name == "synthetic":
         return synthetic(image_size)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--data {directory} is not a folder")
     if name != "folder" and image_size != 32:
         raise ValueError(f"--image-size {image_size}: {name} has images of 32 pixels")
-    if (directory / "train").is_dir() or name == "folder":
+    if folders:
         data = _read_folders(name, directory, image_size, resize, class_order)
     else:
         md5 = _official(name).tgz_md5
@@ -159,9 +162,11 @@ def _read_archive(name: str, directory: Path, download: bool) -> Data:
         try:
             parts = read()
         except RuntimeError:  # not there, or not whole; torchvision's own download skips the latter
-            if not download:
+            if not (download or packed.exists()):
                 problem = f"no {name} in it; --data DIR says where the images are"
                 raise DataError(f"{directory}: {problem}") from None
+            if not (download or utils.check_integrity(packed, md5)):
+                raise
             where = {"download_root": directory, "filename": packed.name}
             utils.download_and_extract_archive(archive.url, **where, md5=md5)
             parts = read()

@@ -27,10 +27,10 @@ def read(content: Any, file: Path, given: Mapping[str, Any]) -> Checkpoint:
         notes = [*notes, f"assumed: images of {NetworkConfig.image_size} pixels (--image-size)"]
     for note in notes:
         say(f"{file}: {note}")
-    known = fill(NetworkConfig, {name: given[name] for name in ("dataset", "image_size", "resize")})
+    known = fill(NetworkConfig, {n: given.get(n) for n in ("dataset", "image_size", "resize")})
     data = {"dataset": known.dataset, "image_size": known.image_size, "classes": None}
     data["resize"] = known.resize
-    data |= {"mean": given["mean"], "std": given["std"]}
+    data |= {"mean": given.get("mean"), "std": given.get("std")}
     record = None
     if found.masks:
         weights = [tensor for tensor in found.state_dict.values() if tensor.dim() > 1]

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,9 +43,6 @@ WORDS = {
 }
 
 
-READING = ("key", "bn_eps", "resize", "class_order")
-
-
 # --------------------------------------------------------------------------- input
 
 
@@ -59,31 +57,35 @@ def network_for(given: Mapping[str, Any], parent: Checkpoint | None = None) -> N
         network = fill(NetworkConfig, given)
     else:
         network = parent.network_config()
-        known = {**asdict(network), "mean": parent.data["mean"], "std": parent.data["std"]}
-        told = parent.history[0]["arguments"]["network"] if parent.history else {}
-        known |= {name: told.get(name) for name in ("key", "bn_eps")}
-        known["class_order"] = network.class_order or "strings"
-        # How a file from elsewhere was read, which it does not tell.
-        reading = {name: given.get(name) for name in READING if parent.stage == "elsewhere"}
-        known |= reading
-        names = ("dataset", "image_size", "arch", "depth", "width", "shortcut", "stem", "stride")
-        for name in (*names, "mean", "std", *READING):
-            if given.get(name) not in (None, known[name]):
-                contradicted = f"contradicts {parent.file}, which has {known[name]}"
+        for name, known in _known(parent, network).items():
+            if given.get(name) not in (None, *known):
+                contradicted = f"contradicts {parent.file}, which has {known[0]}"
                 raise ValueError(f"{flag(name)} {given[name]} {contradicted}")
-        reading = {name: value for name, value in reading.items() if value is not None}
-        network = replace(network, train_images=given.get("train_images"), **reading)
-        if parent.stage == "elsewhere" and given["mean"]:
-            network = replace(network, mean=tuple(given["mean"]), std=tuple(given["std"]))
+        network = replace(network, train_images=given.get("train_images"))
+        if parent.stage == "elsewhere":  # the file does not tell how it is to be read
+            told = ("key", "bn_eps", "resize", "class_order", "mean", "std")
+            told = {name: given[name] for name in told if given.get(name) is not None}
+            network = fill(NetworkConfig, told, asdict(network))
     if network.dataset == "folder":
         network = replace(network, folder=str(directory(given.get("data"), parent).resolve()))
     return network
 
 
+def _known(parent: Checkpoint, network: NetworkConfig) -> dict[str, tuple[Any, ...]]:
+    """The values that flags may have, since a checkpoint has them."""
+    names = ("dataset", "image_size", "arch", "depth", "width", "shortcut", "stem", "stride")
+    known = {name: (getattr(network, name),) for name in names}
+    known |= {name: (parent.data[name],) for name in ("mean", "std")}
+    if parent.stage == "elsewhere":
+        return known
+    first = parent.history[0]["arguments"]["network"] if parent.history else {}
+    known |= {name: (first.get(name),) for name in ("key", "bn_eps")}
+    return {**known, "resize": (network.resize,), "class_order": parent.class_orders()}
+
+
 def directory(given: Path | None, parent: Checkpoint | None) -> Path:
     """Where the images are: as `given`, or where those of the parent were, or "data"."""
-    known = parent.data.get("directory") if parent else None
-    return given or (Path(known) if known and Path(known).is_dir() else Path("data"))
+    return given or (parent and parent.directory) or Path("data")
 
 
 def default_folder(network: NetworkConfig, seed: int) -> Path:
@@ -144,7 +146,10 @@ def data_for(
     `train_images` takes a random subset of the training images. Raises ValueError if the classes
     are not those of the network.
     """
+    moved = not place and network.dataset != "folder"
     place = directory(place, checkpoint)
+    if moved and not place.is_dir():
+        place = Path("data")
     order = network.class_order
     if checkpoint and checkpoint.data["classes"]:
         order = order or "strings"
@@ -157,13 +162,14 @@ def data_for(
         data = data._replace(mean=list(network.mean), std=list(network.std))
     if checkpoint is None:
         return data
-    known, classes = checkpoint.data, checkpoint.spec["num_classes"]
-    if classes != len(data.classes) or known["classes"] not in (None, data.classes):
-        theirs = known["classes"] or [f"{classes} classes"]
+    known, count = checkpoint.data, checkpoint.spec["num_classes"]
+    theirs = [unicodedata.normalize("NFC", name) for name in known["classes"] or data.classes]
+    if count != len(data.classes) or theirs != data.classes:
         odd = sorted(set(theirs) ^ set(data.classes))[:5]
+        told = f"not in both: {', '.join(odd)}" if odd else "the order of the classes is another"
         raise ValueError(
             f"--dataset {network.dataset} --data {place} has {len(data.classes)} classes, the "
-            f"network {classes}; not in both: {', '.join(odd)}"
+            f"network {count}; {told}"
         )
     return data._replace(mean=known["mean"] or data.mean, std=known["std"] or data.std)
 
@@ -202,7 +208,7 @@ class Run(contextlib.AbstractContextManager):
         self.machine = machine
         self.result: dict[str, Any] | None = None
         self.state: dict[str, Any] | None = None
-        self._force = force
+        self.forced = self._force = force
         self._held = contextlib.ExitStack()
         self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
         found: list[Any] = [None]
@@ -321,7 +327,7 @@ class Run(contextlib.AbstractContextManager):
         network = outcome.network or model
         made_with, machine = versions(), describe(self.machine)
         told = self.identity.get("recipe") or self.identity.get("pruning") or self.identity
-        seed = told["seed"]
+        seed = told.get("seed", 0)
         metrics = {**outcome.measured, **(record.state.figures() if record else {})}
         metrics |= costs(network, data.image_size)
         entry = {"stage": stage, "arguments": self.identity, "seed": seed, "metrics": metrics}

@@ -167,15 +167,25 @@ def test_the_network_as_it_was_is_a_run_to_compare_with(theirs, tmp_path):
 
 def test_a_run_in_the_way_of_the_network_as_it_was_stops_nothing(theirs, tmp_path):
     folder, _, _ = theirs
-    shutil.copytree(folder / "ours", tmp_path / "baseline")
-    process = read(theirs, tmp_path)
-    assert "did not become a run: " in process.stderr
-    assert result(process)["stage"] == "pruned"
+    (tmp_path / "baseline").mkdir()
+    for other in (folder / "ours/model.pt", folder / "net.pt"):  # one of ours, one that is not
+        mine = tmp_path / "baseline/model.pt"
+        shutil.copy(other, mine)
+        process = read(theirs, tmp_path, "--force")
+        assert "did not become a run" in process.stderr
+        assert result(process)["stage"] == "pruned"
+        assert mine.read_bytes() == other.read_bytes()
+
+
+def test_a_network_that_is_read_in_another_way_replaces_what_it_was_by_force(theirs, tmp_path):
+    result(read(theirs, tmp_path, "--mean", "0", "0", "0", "--std", "1", "1", "1"))
+    again = result(read(theirs, tmp_path, "--force"))
+    assert load(tmp_path / "baseline").metrics["top1"] == again["top1_before"] == theirs[2]
 
 
 def test_a_file_is_timed_as_a_stage_reads_it(theirs):
     folder, _, _ = theirs
-    flags = [*DATA, "--stem", "cifar-pool", "--engines", "eager", "--seconds", "0"]
+    flags = ["--image-size", "16", "--stem", "cifar-pool", "--engines", "eager", "--seconds", "0"]
     process = run("benchmark.py", "ours", "net.pt", *flags, "--no-memory", cwd=folder)
     ours, pooled = result(process)["rows"]
     assert pooled["macs"] < ours["macs"]
@@ -207,3 +217,64 @@ def test_an_export_downloads_nothing(tmp_path):
     assert process.returncode == 1
     assert "data: no cifar10 in it; --data DIR says where the images are" in process.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_how_images_are_read_is_kept_through_the_stages(tmp_path, tree):
+    """Classes that are numbers, in an order that both kinds of sorting give, and odd shapes."""
+    images = tmp_path / "images"
+    for part in ("train", "test"):
+        for number, name in enumerate(("ant", "bee", "cat")):
+            shutil.copytree(tree / part / name, images / part / str(number))
+    net = ["--depth", "8", "--width", "2", "--dataset", "folder", "--image-size", "8"]
+    flags = [*net, "--data", images, "--resize", "crop", "--class-order", "numbers"]
+    train = ["--epochs", "1", "--batch-size", "8"]
+    dense = result(run("main.py", *flags, *train, cwd=tmp_path))
+    assert "resnet8w2-crop" in dense["checkpoint"]
+    result(run("res50prune.py", *flags, cwd=tmp_path))
+    result(run("finetune.py", *flags, *train, cwd=tmp_path))
+    (cache,) = images.glob(".*")
+    written = cache.stat().st_mtime_ns
+    slim = ["--model", dense["checkpoint"], "--save", "slim"]
+    result(run("res50prune.py", *slim, cwd=tmp_path))  # crops, too
+    assert cache.stat().st_mtime_ns == written
+    other = run("res50prune.py", *slim, "--resize", "squash", cwd=tmp_path)
+    assert "--resize squash contradicts" in other.stderr
+    images.rename(tmp_path / "moved")
+    again = run("res50prune.py", *slim, cwd=tmp_path)  # is done, and needs no images
+    assert result(again)["stage"] == "pruned"
+
+
+def test_numbered_classes_keep_their_order(tmp_path, tree):
+    images = tmp_path / "images"
+    for part in ("train", "test"):
+        for number, name in (("2", "ant"), ("10", "bee"), ("1", "cat")):
+            shutil.copytree(tree / part / name, images / part / number)
+    net = ["--depth", "8", "--width", "2", "--dataset", "folder", "--image-size", "8"]
+    flags = [*net, "--data", images, "--class-order", "numbers"]
+    result(run("main.py", *flags, "--epochs", "1", "--batch-size", "8", cwd=tmp_path))
+    pruned = result(run("res50prune.py", *net, "--data", images, cwd=tmp_path))
+    assert load(tmp_path / pruned["checkpoint"]).data["classes"] == ["1", "2", "10"]
+    other = run("res50prune.py", *net, "--data", images, "--class-order", "strings", cwd=tmp_path)
+    assert "--class-order strings contradicts" in other.stderr
+
+
+def test_flags_for_class_folders_mean_nothing_without_them(tmp_path):
+    process = run("main.py", "--depth", "8", *DATA, "--resize", "crop", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "--resize and --class-order are for class folders" in process.stderr
+
+
+def test_how_a_file_was_read_may_be_said_again(theirs, tmp_path):
+    folder, moments, _ = theirs
+    result(read(theirs, tmp_path, "--bn-eps", "0.001"))
+    tune = ["finetune.py", "--refine", tmp_path / "out", "--save", tmp_path / "tuned"]
+    tune += ["--epochs", "1", "--train-images", "64"]
+    result(run(*tune, *DATA, *moments, "--bn-eps", "0.001", cwd=folder))
+    other = run(*tune, *DATA, *moments, "--bn-eps", "0.01", cwd=folder)
+    assert "--bn-eps 0.01 contradicts" in other.stderr
+
+
+def test_reading_flags_mean_nothing_to_our_own_networks(theirs):
+    process = run("benchmark.py", "ours", "--stem", "cifar-pool", cwd=theirs[0])
+    assert process.returncode == 2
+    assert "--stem is for a network trained elsewhere" in process.stderr

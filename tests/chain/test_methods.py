@@ -371,6 +371,7 @@ def test_a_criterion_of_a_plugin_ranks_filters(work, plugin):
     [
         ("none.py", None, "--plugin none.py: no such Python file"),
         ("mine.txt", "", "--plugin mine.txt: no such Python file"),
+        ("end.py", "import sys; print('hello'); sys.exit()", "--plugin end.py: SystemExit: "),
         ("bad.py", "import nothing_such", "--plugin bad.py: ModuleNotFoundError: No module named"),
     ],
 )
@@ -380,7 +381,18 @@ def test_a_plugin_that_does_not_load_is_one_line(tmp_path, file, content, messag
     process = run("res50prune.py", "--plugin", file, cwd=tmp_path)
     assert process.returncode == 2
     assert message in process.stderr
-    assert process.stderr.count("\n") == 1
+    assert len([line for line in process.stderr.splitlines() if line != "hello"]) == 1
+    assert not process.stdout
+
+
+def test_another_plugin_makes_another_run(work, plugin):
+    flags = [*NET, *DATA, "--criterion", "largest", "--ratio", "0.5", *plugin]
+    result(run("res50prune.py", *flags, cwd=work))
+    result(run("res50prune.py", *flags, cwd=work))
+    (work / "mine.py").write_text(PLUGIN.replace(".amax(1)", ".amin(1)"))
+    other = run("res50prune.py", *flags, cwd=work)
+    assert other.returncode == 2
+    assert "--plugin was " in other.stderr
 
 
 def test_run_folders_are_named_by_what_is_not_the_default():

@@ -1,5 +1,6 @@
 """Rows: the best batch, differences of logits, and counts as reasons."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from measurement.engines import ENGINES
-from measurement.rows import Subject, measure, reasons, remarks
+from measurement.rows import Subject, _others, measure, reasons, remarks
 from models import new_spec
 from tests.conftest import lively
 from utils.device import Machine
@@ -117,3 +118,11 @@ def test_logits_that_are_not_numbers_are_not_lost(monkeypatch):
     monkeypatch.setitem(ENGINES, "eager", odd)
     (found,) = measure([subject("a")], "eager", (2,), 0.01, CPU)
     assert math.isnan(found["logit_difference_share"])
+
+
+def test_a_busy_machine_replaces_no_sound_timing(tmp_path):
+    file = tmp_path / "benchmark.json"
+    sound = {"sha256": "x", "engine": "eager", "machine": {}, "busy": False, "latency_ms": 1.0}
+    file.write_text(json.dumps([sound]))
+    assert _others(file, {**sound, "busy": True}) == [sound]
+    assert _others(file, {**sound, "latency_ms": 2.0}) == []

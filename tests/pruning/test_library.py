@@ -37,6 +37,7 @@ def test_a_criterion_that_wants_images_leaves_the_network_alone():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"method": "nope"}, "--method nope is none of l1, soft, weight"),
         ({"methud": "l1"}, "--methud: no such option"),
         ({"method": "soft"}, "while training"),
         ({"method": "weight", "gradual": True}, "while training"),
@@ -101,3 +102,28 @@ def test_pruning_is_light_to_import():
     code = "import pruning, sys; print(*{'torchvision', 'torch._dynamo', 'thop'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stdout.strip()) == (0, "")
+
+
+def test_an_image_size_is_not_guessed_for_large_images():
+    with pytest.raises(ValueError, match="image_size is needed"):
+        prune(theirs(), target_macs=0.5)
+
+
+def test_masks_of_torch_are_kept():
+    model = theirs()
+    torch.nn.utils.prune.l1_unstructured(model.layer2[0].conv1, "weight", 0.5)
+    slim, _ = prune(model, ratio=0.0, image_size=64)
+    assert torch.equal(slim.layer2[0].conv1.weight == 0, model.layer2[0].conv1.weight == 0)
+
+
+def test_what_gives_no_logits_is_refused():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = theirs()
+
+        def forward(self, x):
+            return {"logits": self.net(x)}
+
+    with pytest.raises(ValueError, match="gives a dict, not logits"):
+        prune(Wrapped(), image_size=64)

@@ -300,13 +300,26 @@ def test_times_of_a_busy_machine_are_left_out(study):
     found = load([study])
     assert found.left_out == [f"{file}: timed on a busy machine; time it again"]
     assert cell(found, "soft", "60 %").mean("latency_ms") is None
+    assert cell(found, "soft", "60 %").mean("file_bytes") == 4_000_000  # no clock needed
 
 
 def test_a_network_from_elsewhere_is_the_dense_one_of_what_was_cut_from_it(study):
     file = study / "seed0/baseline/result.json"
-    edit(file, lambda r: r.update(stage="imported") or r["arguments"].update(parent="their file"))
+    edit(file, lambda r: r.update(stage="imported", seed=9, top1=80.0))
+    edit(file, lambda r: r["arguments"].update(parent="their file"))
     edit(file, lambda r: r["arguments"].pop("recipe"))
     (file.parent / "metrics.jsonl").unlink()
     edit(study / "seed0/soft/cut/result.json", lambda r: r["arguments"].update(parent="their file"))
     found = load([study])
-    assert found.to_dense(cell(found, "soft", "60 %")) == [-10.0]
+    assert found.to_dense(cell(found, "soft", "60 %")) == [-20.0]
+    edit(file, lambda r: r["arguments"]["network"].update(mean=[0.5] * 3))  # read in another way
+    found = load([study])
+    assert found.to_dense(cell(found, "soft", "60 %")) == []
+
+
+def test_cropped_and_squashed_images_are_no_one_thing(study):
+    edit(
+        study / "seed1/baseline/result.json",
+        lambda r: r["arguments"]["network"].update(resize="crop"),
+    )
+    assert len(load([study]).cells) == 2

@@ -59,9 +59,7 @@ def test_other_files_are_counted_and_named(tmp_path, capsys):
     for name in ("a.txt", "b.txt", "c.csv", "d"):
         (tmp_path / "train/bee" / name).touch()
     assert len(load(tmp_path).train.labels) == 2
-    told = (
-        "4 files left out, which are no images that Pillow reads (.txt 2, .csv 1, no extension 1)"
-    )
+    told = "left out, as no images that can be read: 4 (.txt 2, .csv 1, no extension 1)"
     assert f"{tmp_path}/train: {told}" in capsys.readouterr().err
 
 
@@ -95,24 +93,49 @@ def test_classes_named_by_numbers(tmp_path, capsys):
         load(make(tmp_path / "names"), class_order="numbers")
 
 
-def test_images_stand_upright(tmp_path):
+def test_images_stand_upright(tmp_path, capsys):
     image = Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
     image.paste((0, 0, 0), (0, 0, SIZE, SIZE // 2))  # dark above
     exif = image.getexif()
     exif[0x0112] = 3  # by half a turn
     image.save(make(tmp_path) / "train/ant/0.png", exif=exif)
     read = load(tmp_path).train.images[0]
+    assert "train: 1 of 2 images turned upright" in capsys.readouterr().err
     assert read[: SIZE // 2].min() == 255
     assert read[SIZE // 2 :].max() == 0
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_white(tmp_path, mode):
+def test_what_is_transparent_is_white(tmp_path, mode, capsys):
     image = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0))
     if mode == "P":
         image = Image.new("P", (SIZE, SIZE), 0)
         image.info["transparency"] = 0
     assert first(make(tmp_path), image if mode == "P" else image.convert(mode)).min() == 255
+    assert "train: 1 of 2 images with transparent pixels" in capsys.readouterr().err
+
+
+def test_an_alpha_channel_that_hides_nothing_changes_nothing(tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    read = first(make(tmp_path), Image.fromarray(values).convert("RGBA"))
+    assert np.array_equal(read, values)
+    assert "transparent" not in capsys.readouterr().err
+
+
+def test_gray_maps_of_16_bits_are_scaled(tmp_path):
+    make(tmp_path)
+    (tmp_path / "train/ant/0.png").unlink()
+    content = f"P5 {SIZE} {SIZE} 65535\n".encode() + b"\x80\x80" * SIZE * SIZE
+    (tmp_path / "train/ant/0.pgm").write_bytes(content)
+    assert load(tmp_path).train.images[0].unique().tolist() == [128]
+
+
+def test_what_pillow_only_knows_by_name_is_left_out(tmp_path, capsys):
+    make(tmp_path)
+    for end in ("h5", "eps", "mpg"):
+        (tmp_path / f"train/ant/features.{end}").write_bytes(b"no image")
+    assert len(load(tmp_path).train.labels) == 2
+    assert "no images that can be read: 3" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_read_are_named_together(tmp_path):
@@ -144,9 +167,9 @@ def test_images_of_other_shapes_are_squashed_or_cropped_and_it_is_said(tmp_path,
     image.paste((0, 0, 0), (SIZE, 0, 2 * SIZE, SIZE))  # dark in the middle
     squashed = first(make(tmp_path), image)
     assert squashed[:, 0].min() > 200
-    assert "train: 1 of 2 images are not square: squashed" in capsys.readouterr().err
+    assert "train: 1 of 2 images not square, squashed" in capsys.readouterr().err
     assert load(tmp_path, resize="crop").train.images[0].max() == 0
-    assert "1 of 2 images are not square: cropped" in capsys.readouterr().err
+    assert "train: 1 of 2 images not square, cropped" in capsys.readouterr().err
 
 
 def test_it_is_said_where_the_decoded_images_are(tmp_path, capsys):
@@ -157,6 +180,6 @@ def test_it_is_said_where_the_decoded_images_are(tmp_path, capsys):
 def test_an_image_that_is_as_it_should_be_is_not_touched(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
     Image.fromarray(values).save(tmp_path / "0.png")
-    read, square = image_folders.read(str(tmp_path / "0.png"), SIZE, "squash")
+    read, changed = image_folders.read(str(tmp_path / "0.png"), SIZE, "squash")
     assert np.array_equal(read, values)
-    assert square
+    assert not changed
