@@ -145,7 +145,8 @@ def load(paths: list[Path], given: dict[str, Any]) -> list[Subject]:
         raise ValueError(f"{flag(useless[0])} is for a network trained elsewhere")
     sizes = {checkpoint.image_size for checkpoint in by_file.values()}
     if len(sizes) > 1:
-        raise ValueError(f"the networks take images of different sizes: {sorted(sizes)}")
+        told = ", ".join(f"{one.file} {one.image_size}" for one in by_file.values())
+        raise ValueError(f"images of different sizes: {told} (--image-size for one from elsewhere)")
     # Names lose the folders that all of them share.
     places = [file.parent if file.name == "model.pt" else file for file in by_file]
     shared = commonpath([place.parent for place in places])

@@ -112,12 +112,18 @@ def main(args: argparse.Namespace) -> dict:
     config, given = fill(RunConfig, vars(args)), vars(args)
     machine = prepare(config)
     parent = find_parent(given, cli.pruning_flags(args))
-    teacher = runs.read_parent(args.teacher, given, "") if args.teacher else None
+    # Of a teacher from elsewhere it is not known what images it is for: those of its student.
+    same = {"dataset": parent.data["dataset"], "image_size": parent.image_size}
+    teacher = runs.read_parent(args.teacher, given | same, "") if args.teacher else None
     network = runs.network_for(given, parent)
     recipe = resolve_recipe(given, parent, teacher.sha256 if teacher else None)
     folder = runs.output_folder(config, folder_for(network, recipe, parent), parent, teacher)
     identity = {"network": asdict(network), "recipe": asdict(recipe)}
-    identity |= {"parent": parent.sha256, "precision": config.precision, **cli.plugins(args)}
+    identity |= {
+        "parent": parent.sha256,
+        "precision": config.precision,
+        **cli.plugins(args, parent.steps),
+    }
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result

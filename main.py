@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> dict:
     folder = runs.output_folder(config, runs.default_folder(network, recipe.seed) / name, original)
     identity = {"network": asdict(network), "recipe": asdict(recipe)}
     identity |= {"parent": original.sha256 if original else None, "precision": config.precision}
-    identity |= ({"pruning": step.as_dict()} if step else {}) | cli.plugins(args)
+    identity |= {"pruning": step.as_dict(), **cli.plugins(args, [step])} if step else {}
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result

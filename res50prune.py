@@ -86,12 +86,17 @@ def main(args: argparse.Namespace) -> dict:
     folder = home / name_of([*parent.steps, step]) / "pruned"
     folder = runs.output_folder(config, folder, parent)
     identity = {"network": asdict(network), "pruning": step.as_dict(), "parent": parent.sha256}
-    identity |= {"no_eval": args.no_eval, "precision": config.precision, **cli.plugins(args)}
+    identity |= {
+        "no_eval": args.no_eval,
+        "precision": config.precision,
+        **cli.plugins(args, [step]),
+    }
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result
         data = runs.data_for(network, config.data, parent)
-        dense = folder.parent / "baseline" if config.save else home / "imported"
+        name = "baseline" if config.save and folder.name != "baseline" else "imported"
+        dense = (folder.parent if config.save else home) / name
         return prune(parent, step, data, run, home, dense)
 
 
@@ -137,7 +142,9 @@ def prune(
             for doubt in doubts(model.eval(), data, machine):
                 say(f"warning: {parent.file}: {doubt}")
             before = {"top1": measured["top1_before"], "loss": loss, "seconds": 0.0}
-            if not parent.steps:
+            if parent.steps:
+                say("a network with masks does not become a run of its own")
+            else:
                 keep_dense(Outcome(model, before), data, run, dense)
         measured["top1"], measured["loss"] = evaluate(place(pruned.network, machine), data, machine)
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
@@ -154,8 +161,10 @@ def keep_dense(outcome: Outcome, data: Data, run: Run, folder: Path) -> None:
     """Leave a network from elsewhere as a run, for benchmark.py and report.py to compare with."""
     identity = {name: run.identity[name] for name in ("network", "parent", "precision")}
     try:
-        if (folder / "model.pt").exists() and checkpoints.load(folder).stage != "imported":
-            raise ValueError(f"{folder} holds another network")
+        if (folder / "model.pt").exists():
+            known = checkpoints.load(folder)
+            if known.stage != "imported" or known.history[-1]["parent"] != identity["parent"]:
+                raise ValueError(f"{folder} holds another network")
         with Run(folder, identity, run.machine, run.forced) as dense:
             if not dense.result:
                 dense.hand_over("imported", outcome, data)

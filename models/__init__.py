@@ -2,7 +2,7 @@
 
 from .cost import Cost, LayerCost, cost_of, costs, layer_costs
 from .groups import Group, Span, channel_groups
-from .import_weights import import_weights
+from .import_weights import Contradiction, import_weights
 from .resnet import (
     ARCHS,
     SHORTCUTS,

@@ -18,6 +18,10 @@ STEP = "num_batches_tracked"
 DEEPEST = 8  # dicts around the weights
 
 
+class Contradiction(ValueError):
+    """What was said of the weights is not so."""
+
+
 class Imported(NamedTuple):
     """What a file holds, and in words what was left out or assumed."""
 
@@ -42,7 +46,7 @@ def import_weights(
     rest is what names and shapes do not show: the `stem` (a name of STEMS), where a shortcut
     without parameters puts its zeros ("A": both sides, "A-end"), which convolution of a bottleneck
     has the `stride` ("3x3" or "1x1"), and the `eps` of the BatchNorms. Raises ValueError for what
-    is no such network.
+    is no such network, Contradiction (one of them) if what is said of it is not so.
     """
     found, notes = _find(content, key)
     tensors = _tensors(found, notes)
@@ -69,7 +73,7 @@ def _find(content: Any, key: str | None) -> tuple[dict, list[str]]:
         where = (
             f"under {some([*filter(None, found)])}" if any(found) else "at the top; leave it out"
         )
-        raise ValueError(f"--key {key}: the weights are {where}")
+        raise Contradiction(f"--key {key}: the weights are {where}")
     chosen = next(iter(found)) if key is None else key
     several = f"weights under {some([*found])}; read: {chosen} (--key)"
     return found[chosen], [several] if key is None and len(found) > 1 else []
@@ -179,7 +183,7 @@ def _spec(
     if not fitting:
         raise ValueError(f"a stem of {kernel}x{kernel} pixels is not known")
     if stem not in (None, *fitting):
-        raise ValueError(f"--stem {stem}: the first convolution has {kernel}x{kernel} pixels")
+        raise Contradiction(f"--stem {stem}: the first convolution has {kernel}x{kernel} pixels")
     usual = "imagenet" if kernel == 7 else "cifar"
     spec: Spec = {
         "arch": "resnet",
@@ -207,7 +211,7 @@ def _spec(
     pads = bool(spec["pads"])
     if shortcut and pads != (shortcut != "B"):
         told = "no parameters" if pads else "projections"
-        raise ValueError(f"--shortcut {shortcut}, but the shortcuts of the network have {told}")
+        raise Contradiction(f"--shortcut {shortcut}, but the shortcuts of the network have {told}")
     assumed = [] if stem else [f"stem {usual} (--stem)"]
     assumed += [f"shortcut {spec['shortcut']} (--shortcut)"] if pads and not shortcut else []
     strided = kind == "bottleneck" and len(blocks) > 1 and not stride

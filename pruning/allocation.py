@@ -98,7 +98,8 @@ def allocate(
     if allocation not in ("layer", "search") and isinstance(ratio, Sequence):
         raise ValueError("one ratio per stage needs --allocation layer")
     if allocation == "sensitivity":
-        assert sensitivity is not None
+        if sensitivity is None:
+            raise ValueError("--allocation sensitivity needs images: see res50prune.py")
         counts = _equal_drop_counts(groups, sensitivity, ratio)
     elif allocation in ("global", "cost"):
         counts = _global_counts(groups, scores, ratio, limits)

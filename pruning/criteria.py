@@ -42,9 +42,15 @@ def filters(model: nn.Module, group: Group) -> list[Tensor]:
 def by_filter(function: Callable[[Tensor], Tensor]) -> Criterion:
     """A criterion from scores (n,) of filters (n, fan-in); several producers add up."""
 
+    def scores(w: Tensor) -> Tensor:
+        found = function(w)
+        if found.shape != (len(w),):
+            raise ValueError(f"a criterion gives {tuple(found.shape)} scores for {len(w)} filters")
+        return found
+
     @wraps(function)  # whose docstring is the criterion's
     def criterion(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
-        return {g.name: sum(function(f) for f in filters(model, g)) for g in groups}
+        return {g.name: sum(map(scores, filters(model, g))) for g in groups}
 
     return criterion
 
@@ -92,7 +98,7 @@ def taylor(model: nn.Module, groups: list[Group], calibration: Calibration) -> S
     in evaluation mode.
     """
     if calibration.batches is None:
-        raise ValueError("--criterion taylor needs a trained network: see res50prune.py")
+        raise ValueError("--criterion taylor needs images: `batches`, or see res50prune.py")
     model = copy.deepcopy(model).eval().requires_grad_()
     scores, count = {g.name: torch.zeros(g.size) for g in groups}, 0
     for x, y in calibration.batches():
@@ -149,6 +155,14 @@ def normalize_scores(scores: Scores, criterion: str) -> Scores:
 def score(
     model: nn.Module, groups: list[Group], criterion: str, calibration: Calibration | None = None
 ) -> Scores:
-    """Scores (size,) in float32 on the CPU of every group, by its name."""
+    """Scores (size,) in float32 on the CPU of every group, by its name.
+
+    Raises ValueError for a criterion that gives something else.
+    """
     scores = CRITERIA[criterion](model, groups, calibration or Calibration())
+    for group in groups:
+        own = scores.get(group.name)
+        if own is None or own.shape != (group.size,) or not own.isfinite().all():
+            wanted = f"{group.size} finite scores, one for each channel"
+            raise ValueError(f"criterion {criterion} does not give {wanted}, for {group.name}")
     return {name: values.detach().float().cpu() for name, values in scores.items()}

@@ -56,7 +56,7 @@ def prune(
     model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
     if image_size is None and model.conv1.kernel_size != (3, 3):
         raise ValueError("image_size is needed: this network is not for images of 32 pixels")
-    image_size = image_size or 32
+    image_size = 32 if image_size is None else image_size
     task = Task(cost_of(spec_of(model), image_size), image_size, batches, masks)
     pruned, record = prune_step(model, resolve(flags), task)
     if record.state.pending:
@@ -87,14 +87,17 @@ def _read(
     model = build(found.spec, found.state_dict).to(place.device)
     x = torch.randn(4, 3, *[image_size or 32] * 2).to(place)
     modes = [(module, module.training) for module in network.modules()]
-    with torch.no_grad():
-        expected = network.eval()(x)
-        logits = model.eval()(x.float())
-    for module, training in modes:
-        module.training = training
+    try:
+        with torch.no_grad():
+            expected, logits = network.eval()(x), model.eval()(x.float())
+    finally:
+        for module, training in modes:
+            module.training = training
     if not isinstance(expected, Tensor):
         raise ValueError(f"the network gives a {type(expected).__name__}, not logits")
     expected = expected.float()
+    if not expected.isfinite().all():
+        raise ValueError("the network gives NaN or infinite logits")
     if not torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
         told = f"it was read as another network ({found.notes[-1]})"
         raise ValueError(f"{told}; models.import_weights takes a stem, a shortcut and a stride")

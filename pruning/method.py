@@ -149,8 +149,14 @@ class Record:
     state: State
 
     def method(self) -> Method:
-        """The method of the last step, with a state of its own."""
-        return method_class(self.steps[-1])(self.steps[-1], self.state)
+        """The method of the last step, with a state of its own.
+
+        Raises ValueError if a plugin brought it, or its criterion, and is not here.
+        """
+        kind, criterion = method_class(self.steps[-1]), self.steps[-1].criterion
+        if self.state.pending and criterion not in kind.criteria:
+            raise ValueError(f"criterion {criterion} is not known here; --plugin FILE may bring it")
+        return kind(self.steps[-1], self.state)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""

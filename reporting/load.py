@@ -103,9 +103,10 @@ class Study(NamedTuple):
         by_seed, found = {run["seed"]: run for run in dense.runs}, []
         for run in cell.runs:
             root = lineage(run, self.runs)[0]
-            known = root["stage"] in ("baseline", "imported")
-            if base := root if known else by_seed.get(run["seed"]):
-                found.append(run["top1"] - base["top1"])
+            if root["stage"] in ("baseline", "imported"):
+                found.append(run["top1"] - root["top1"])
+            elif root["stage"] in ("scratch", "like") and run["seed"] in by_seed:
+                found.append(run["top1"] - by_seed[run["seed"]]["top1"])
         return found
 
     def to_control(self, cell: Cell, control: str) -> list[float]:
@@ -152,6 +153,11 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
         run.timings = {_machine_and_engine(row): row for row in sound}  # the latest of each
         if run["stage"] == "pruned" and run["sha256"] not in parents:
             left_out.append(f"{run.folder}: pruned, but not fine-tuned")
+        elif run["stage"] == "finetuned" and lineage(run, runs)[0]["stage"] in (
+            "pruned",
+            "finetuned",
+        ):
+            left_out.append(f"{run.folder}: the dense network that it came from is not here")
     place = _place(runs, machine or "")
     for run in runs:
         run.result = {**run.timings.get(place, {}), **run.result}

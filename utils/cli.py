@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .log import say
 SCHEDULES = ("cubic", "he2018", "asymptotic", "constant")
 # What a network trained elsewhere does not tell, of itself and of its images.
 READING = ("image_size", "shortcut", "stem", "stride", "key", "bn_eps")
+PLUGIN = "plugin of "  # and a file: what its module is called
 IMAGES = ("dataset", "mean", "std", "resize", "class_order")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
@@ -118,7 +119,7 @@ def load_plugins(arguments: list[str]) -> None:
     p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     p.add_argument("--plugin", type=Path, action="append", default=[])
     for file in p.parse_known_args(arguments)[0].plugin:
-        spec = importlib.util.spec_from_file_location(f"plugin_{file.stem}", file)
+        spec = importlib.util.spec_from_file_location(PLUGIN + file.stem, file)
         if not (spec and file.is_file()):
             raise ValueError(f"--plugin {file}: no such Python file")
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -130,9 +131,12 @@ def load_plugins(arguments: list[str]) -> None:
             raise ValueError(f"--plugin {file}: {told}") from error
 
 
-def plugins(args: argparse.Namespace) -> dict[str, list[str]]:
-    """What --plugin adds to the identity of a run: the hashes of the files, if there are any."""
-    return {"plugin": [sha256(file) for file in args.plugin]} if args.plugin else {}
+def plugins(args: argparse.Namespace, steps: Sequence[PruningConfig]) -> dict[str, list[str]]:
+    """What --plugin adds to the identity of a run: hashes of the files, if a step uses them."""
+    kinds = [(METHODS[step.method], step.criterion) for step in steps if step.method in METHODS]
+    used = [part for kind, name in kinds for part in (kind, kind.criteria.get(name))]
+    theirs = any(getattr(one, "__module__", "").startswith(PLUGIN) for one in used)
+    return {"plugin": [sha256(file) for file in args.plugin]} if theirs else {}
 
 
 class Interrupted(BaseException):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models import import_weights
+from models import Contradiction, import_weights
 from pruning import METHODS, Record, resolve
 
 from .checkpoint import Checkpoint, CheckpointError
@@ -20,14 +20,17 @@ def read(content: Any, file: Path, given: Mapping[str, Any]) -> Checkpoint:
     told = {name: given[name] for name in ("key", "stem", "shortcut", "stride")}
     try:
         found = import_weights(content, **told, eps=given["bn_eps"])
+    except Contradiction as error:
+        raise ValueError(f"{file}: {error}") from None
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
     notes = found.notes
-    if found.spec["stem"] not in ("cifar", "cifar-pool") and not given["image_size"]:
+    if not given["image_size"]:
         notes = [*notes, f"assumed: images of {NetworkConfig.image_size} pixels (--image-size)"]
     for note in notes:
         say(f"{file}: {note}")
-    known = fill(NetworkConfig, {n: given.get(n) for n in ("dataset", "image_size", "resize")})
+    names = ("dataset", "image_size", "resize", "bn_eps")
+    known = fill(NetworkConfig, {name: given.get(name) for name in names})
     data = {"dataset": known.dataset, "image_size": known.image_size, "classes": None}
     data["resize"] = known.resize
     data |= {"mean": given.get("mean"), "std": given.get("std")}

@@ -39,11 +39,12 @@ class Listing(NamedTuple):
 def find(directory: Path, order: str | None = None) -> Listing:
     """The images in train/<class>/ and test/<class>/ (or val/), at any depth; says what it left.
 
-    `order` is that of the classes, "strings" if None. Raises DataError for what is not there.
+    `order` is that of the classes, "strings" if None. Raises DataError for what is not there,
+    ValueError for an order that cannot be.
     """
-    test = next((name for name in TEST if (directory / name).is_dir()), TEST[0])
+    test = next((name for name in TEST if _folders(directory / name)), TEST[0])
     if test != TEST[0]:
-        say(f"{directory}: no test/; {test}/ takes its place")
+        say(f"{directory}: no class folders in test/; {test}/ takes its place")
     folders = {part: _classes(directory / part) for part in ("train", test)}
     classes = sorted(set(folders["train"].values()))
     if odd := sorted(set(classes) ^ set(folders[test].values())):
@@ -60,7 +61,7 @@ def find(directory: Path, order: str | None = None) -> Listing:
                 f"{', '.join(numbers[:3])}, ..."
             )
     elif order == "numbers":
-        raise DataError(f"{directory}: --class-order numbers: not all classes are numbers")
+        raise ValueError(f"--class-order numbers: not all classes in {directory} are numbers")
     index = {name: label for label, name in enumerate(classes)}
     labels = {p: {raw: index[name] for raw, name in folders[p].items()} for p in folders}
     return Listing(classes, *(_samples(directory / p, labels[p]) for p in folders))
@@ -70,14 +71,17 @@ def _ours(name: str) -> bool:
     return not name.startswith(".") and name not in NOT_IMAGES
 
 
+def _folders(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        return []
+    return [entry.name for entry in os.scandir(directory) if entry.is_dir() and _ours(entry.name)]
+
+
 def _classes(directory: Path) -> dict[str, str]:
     """Names of the folders in `directory` -> of the classes, where accents are one character."""
-    if not directory.is_dir():
+    if not (names := _folders(directory)):
         wanted = "--data DIR wants train/<class>/ and test/<class>/ with images"
-        raise DataError(f"{directory}: no such folder; {wanted}")
-    names = [entry.name for entry in os.scandir(directory) if entry.is_dir() and _ours(entry.name)]
-    if not names:
-        raise DataError(f"{directory}: no class folders in it")
+        raise DataError(f"{directory}: no class folders; {wanted}")
     return {name: unicodedata.normalize("NFC", name) for name in names}
 
 
@@ -99,12 +103,12 @@ def _samples(directory: Path, labels: dict[str, int]) -> list[tuple[str, int]]:
         return end in known
 
     samples = make_dataset(directory, labels, is_valid_file=is_image, allow_empty=True)
-    found = {label for _, label in samples}
-    if empty := [name for name, label in labels.items() if label not in found]:
-        raise DataError(f"{directory / empty[0]}: no images in it")
     if count := left_out.total():
         ends = ", ".join(f"{end} {n}" for end, n in left_out.most_common(NAMED))
         say(f"{directory}: left out, as no images that can be read: {count} ({ends})")
+    found = {label for _, label in samples}
+    if empty := [name for name, label in labels.items() if label not in found]:
+        raise DataError(f"{directory / empty[0]}: no images in it")
     return samples
 
 

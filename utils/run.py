@@ -163,14 +163,15 @@ def data_for(
     if checkpoint is None:
         return data
     known, count = checkpoint.data, checkpoint.spec["num_classes"]
-    theirs = [unicodedata.normalize("NFC", name) for name in known["classes"] or data.classes]
-    if count != len(data.classes) or theirs != data.classes:
-        odd = sorted(set(theirs) ^ set(data.classes))[:5]
-        told = f"not in both: {', '.join(odd)}" if odd else "the order of the classes is another"
-        raise ValueError(
-            f"--dataset {network.dataset} --data {place} has {len(data.classes)} classes, the "
-            f"network {count}; {told}"
-        )
+    ours = [unicodedata.normalize("NFC", name) for name in known["classes"] or []]
+    if count != len(data.classes) or ours not in ([], data.classes):
+        odd = sorted(set(ours) ^ set(data.classes))[:5] if ours else []
+        told = f"{len(data.classes)} classes, the network {count}"
+        if odd:
+            told += f"; not in both: {', '.join(odd)}"
+        elif ours:
+            told += ", in another order"
+        raise ValueError(f"--dataset {network.dataset} (in {place}) has {told}")
     return data._replace(mean=known["mean"] or data.mean, std=known["std"] or data.std)
 
 
@@ -240,7 +241,11 @@ class Run(contextlib.AbstractContextManager):
             result = self._finished()
             if result and not self.resume.exists():
                 return result
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"{error.strerror}; choose another folder"
+            raise OSError(f"--save {self.folder}: {problem}") from None
         if not os.access(self.folder, os.W_OK):
             raise OSError(f"--save {self.folder} cannot be written to; choose another folder")
         try:

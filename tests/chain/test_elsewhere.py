@@ -181,11 +181,43 @@ def test_a_network_that_is_read_in_another_way_replaces_what_it_was_by_force(the
     result(read(theirs, tmp_path, "--mean", "0", "0", "0", "--std", "1", "1", "1"))
     again = result(read(theirs, tmp_path, "--force"))
     assert load(tmp_path / "baseline").metrics["top1"] == again["top1_before"] == theirs[2]
+    folder = theirs[0]
+    torch.save({"w": load(folder / "ours").state_dict}, tmp_path / "copy.pt")  # of another hash
+    process = read(theirs, tmp_path, "--force", file=tmp_path / "copy.pt")
+    assert "baseline holds another network" in process.stderr
+
+
+def test_a_run_may_be_called_baseline_itself(theirs, tmp_path):
+    folder, moments, top1 = theirs
+    flags = [*DATA, *moments, "--save", tmp_path / "baseline"]
+    assert result(run("res50prune.py", "--model", "net.pt", *flags, cwd=folder))
+    assert load(tmp_path / "baseline").stage == "pruned"
+    assert load(tmp_path / "imported").metrics["top1"] == top1
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--stem", "imagenet"], ["--shortcut", "B"], ["--key", "nope"], ["--bn-eps", "2"]]
+)
+def test_what_a_file_contradicts_is_a_wrong_command_line(theirs, tmp_path, wrong):
+    process = read(theirs, tmp_path, *wrong)
+    assert process.returncode == 2
+    assert wrong[0] in process.stderr.splitlines()[-1]
+
+
+def test_a_teacher_is_for_the_images_of_its_student(theirs, tmp_path):
+    folder, _, _ = theirs
+    result(read(theirs, tmp_path))
+    tune = ["finetune.py", "--refine", tmp_path / "out", "--save", tmp_path / "taught"]
+    tune += ["--epochs", "1", "--train-images", "64", "--teacher", "net.pt"]
+    assert result(run(*tune, cwd=folder))["stage"] == "finetuned"
 
 
 def test_a_file_is_timed_as_a_stage_reads_it(theirs):
     folder, _, _ = theirs
     flags = ["--image-size", "16", "--stem", "cifar-pool", "--engines", "eager", "--seconds", "0"]
+    sizes = run("benchmark.py", "ours", "net.pt", cwd=folder)
+    assert "net.pt: assumed: images of 32 pixels (--image-size)" in sizes.stderr
+    assert "images of different sizes: ours/model.pt 16, net.pt 32" in sizes.stderr
     process = run("benchmark.py", "ours", "net.pt", *flags, "--no-memory", cwd=folder)
     ours, pooled = result(process)["rows"]
     assert pooled["macs"] < ours["macs"]

@@ -366,6 +366,16 @@ def test_a_criterion_of_a_plugin_ranks_filters(work, plugin):
     assert "invalid choice: 'largest'" in run("res50prune.py", *flags, cwd=work).stderr
 
 
+def test_a_criterion_whose_plugin_is_not_given_is_missed_before_the_training(work, plugin):
+    flags = [*NET, *DATA, "--criterion", "largest", "--gradual", "--ratio", "0.5"]
+    pruned = result(run("res50prune.py", *flags, *plugin, cwd=work))
+    tune = ["finetune.py", "--refine", pruned["checkpoint"], "--save", "x", *TRAIN]
+    refused = run(*tune, cwd=work)
+    assert refused.returncode == 2
+    assert "criterion largest is not known here; --plugin FILE may bring it" in refused.stderr
+    result(run(*tune, *plugin, cwd=work))
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -106,3 +106,14 @@ def test_groups_without_batchnorm_compare_with_the_others():
     bare = torch.cat([own for name, own in scores.items() if ".se." in name])
     others = torch.cat([own for name, own in scores.items() if ".se." not in name])
     assert bare.mean().item() == pytest.approx(others.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda w: w.abs(), lambda w: w.sum(1) * float("nan"), lambda w: w.sum()]
+)
+def test_a_criterion_gives_a_finite_score_for_each_channel(function, monkeypatch):
+    model = lively(new_spec(20, 10, width=4))
+    monkeypatch.setitem(CRITERIA, "odd", by_filter(function))
+    groups = channel_groups(spec_of(model))
+    with pytest.raises(ValueError, match=r"a criterion gives \(.*\) scores|does not give 4 finite"):
+        score(model, groups, "odd")

@@ -315,6 +315,8 @@ def test_a_network_from_elsewhere_is_the_dense_one_of_what_was_cut_from_it(study
     edit(file, lambda r: r["arguments"]["network"].update(mean=[0.5] * 3))  # read in another way
     found = load([study])
     assert found.to_dense(cell(found, "soft", "60 %")) == []
+    gone = study / "seed0/soft/end"
+    assert f"{gone}: the dense network that it came from is not here" in found.left_out
 
 
 def test_cropped_and_squashed_images_are_no_one_thing(study):

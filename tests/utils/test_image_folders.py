@@ -89,7 +89,7 @@ def test_classes_named_by_numbers(tmp_path, capsys):
     assert numbers.train.images[numbers.train.labels == 2].unique().tolist() == [150]
     load(tmp_path, class_order="strings")
     assert "are numbers" not in capsys.readouterr().err
-    with pytest.raises(D.DataError, match="not all classes are numbers"):
+    with pytest.raises(ValueError, match="--class-order numbers: not all classes in "):
         load(make(tmp_path / "names"), class_order="numbers")
 
 
@@ -158,8 +158,10 @@ def test_accents_may_be_written_in_two_ways(tmp_path):
 @pytest.mark.parametrize("name", ["val", "valid"])
 def test_a_folder_of_another_name_may_be_the_test_images(tmp_path, name, capsys):
     make(tmp_path, parts=("train", name))
+    (tmp_path / "test").mkdir()
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "test/without a class.png")
     assert len(load(tmp_path).test.labels) == 2
-    assert f"no test/; {name}/ takes its place" in capsys.readouterr().err
+    assert f"no class folders in test/; {name}/ takes its place" in capsys.readouterr().err
 
 
 def test_images_of_other_shapes_are_squashed_or_cropped_and_it_is_said(tmp_path, capsys):
@@ -183,3 +185,11 @@ def test_an_image_that_is_as_it_should_be_is_not_touched(tmp_path):
     read, changed = image_folders.read(str(tmp_path / "0.png"), SIZE, "squash")
     assert np.array_equal(read, values)
     assert not changed
+
+
+def test_a_class_without_images_says_what_is_there_instead(tmp_path, capsys):
+    make(tmp_path)
+    (tmp_path / "train/ant/0.png").rename(tmp_path / "train/ant/0.heic")
+    with pytest.raises(D.DataError, match="train/ant: no images in it"):
+        load(tmp_path)
+    assert "no images that can be read: 1 (.heic 1)" in capsys.readouterr().err
