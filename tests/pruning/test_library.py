@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune as masking
 
 from models import cost_of, new_spec, spec_of
 from pruning import METHODS, Record, State, prune, resolve
@@ -111,7 +112,7 @@ def test_an_image_size_is_not_guessed_for_large_images():
 
 def test_masks_of_torch_are_kept():
     model = theirs()
-    torch.nn.utils.prune.l1_unstructured(model.layer2[0].conv1, "weight", 0.5)
+    masking.l1_unstructured(model.layer2[0].conv1, "weight", 0.5)
     slim, _ = prune(model, ratio=0.0, image_size=64)
     assert torch.equal(slim.layer2[0].conv1.weight == 0, model.layer2[0].conv1.weight == 0)
 
