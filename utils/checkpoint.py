@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -183,6 +184,17 @@ def load_file(path: str | Path, advice: str = "make it again") -> Any:
         raise CheckpointError(f"{file}: {problem}") from None
 
 
+def require_intact(file: Path, advice: str = "make it again") -> None:
+    """Raise CheckpointError if a file that we wrote has changed since; torch checks no CRC."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, ValueError) as error:
+        damaged = error
+    if damaged:
+        raise CheckpointError(f"{file}: damaged ({damaged}); {advice}")
+
+
 def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         from safetensors import SafetensorError
@@ -228,6 +240,7 @@ def parse(content: Any, file: Path) -> Checkpoint:
     if content["format"] > FORMAT:
         newer = f"format {content['format']}, written by a newer version (this one reads {FORMAT})"
         raise CheckpointError(f"{file}: {newer}")
+    require_intact(file)
     missing = KINDS.keys() - content.keys() or DATA - content["data"].keys()
     if missing:
         raise CheckpointError(f"{file}: lacks {', '.join(sorted(missing))}")

@@ -286,6 +286,7 @@ class Run(contextlib.AbstractContextManager):
     def _unfinished(self) -> dict[str, Any]:
         """What `save_state` saved."""
         state = checkpoints.load_file(self.resume, "--force starts over")
+        checkpoints.require_intact(self.resume, "--force starts over")
         try:
             if "hooks" in state:
                 state = format1.unfinished(state)
@@ -321,6 +322,11 @@ class Run(contextlib.AbstractContextManager):
             self._replace()
             state = {**state, "rows": rows, "arguments": self.identity}
             checkpoints.save_plain(self.resume, state)
+            self.save_log(rows)
+
+    def save_log(self, rows: list[dict[str, Any]]) -> None:
+        """Write the log anew: one line for each epoch."""
+        if rank() == 0:
             lines = [json.dumps(plain(row)) + "\n" for row in rows]
             write_text(self.folder / "metrics.jsonl", "".join(lines))
 

@@ -75,6 +75,8 @@ def fit(
     place(model, machine)
     training = _Training(model, recipe, machine, method, teacher, steps)
     rows = training.restore(run.state)
+    if rows:
+        run.save_log(rows)  # a process killed after the state, and before the log, lacks a line
     method.on_start(model)
     training.prepare()
 

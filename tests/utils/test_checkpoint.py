@@ -156,6 +156,22 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     assert "\n" not in str(caught.value)
 
 
+def test_a_flipped_bit_never_gives_other_weights(tmp_path):
+    path, whole = tmp_path / "model.pt", checkpoint()[0]
+    whole.save(path)
+    content, refused = path.read_bytes(), 0
+    for place in range(0, len(content), len(content) // 200):
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+        )
+        try:
+            read = C.load(path).state_dict
+            assert all(torch.equal(read[key], value) for key, value in whole.state_dict.items())
+        except C.CheckpointError:
+            refused += 1
+    assert refused > 150  # the rest is padding
+
+
 def test_other_content_is_named(tmp_path):
     checkpoint()[0].save(tmp_path / "model.pt")
     content = torch.load(tmp_path / "model.pt", weights_only=True)

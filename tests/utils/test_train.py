@@ -89,6 +89,16 @@ def test_resumed_training_has_the_same_bits(tmp_path, data):
         }
 
 
+def test_a_line_that_the_log_lacks_is_written_again(tmp_path, data):
+    """As after a kill between the last state and the log."""
+    train(tmp_path, data)
+    log = tmp_path / "metrics.jsonl"
+    whole = log.read_text()
+    log.write_text(whole.splitlines(keepends=True)[0])
+    train(tmp_path, data)
+    assert log.read_text() == whole
+
+
 def test_a_batch_larger_than_the_data_shrinks(tmp_path, data):
     _, rows = train(tmp_path, data, replace(RECIPE, batch_size=1000, epochs=1))
     assert math.isfinite(rows[0]["train_loss"])
