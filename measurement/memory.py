@@ -1,9 +1,12 @@
 """Memory of inference."""
 
+import contextlib
 import multiprocessing
+import os
 import re
 import signal
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -36,7 +39,11 @@ def peak_memory(
     # A fresh process, since this one's allocator keeps what earlier networks gave back.
     fresh = multiprocessing.get_context("spawn")
     how = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, fresh, **how) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _inside(folder),
+        ProcessPoolExecutor(1, fresh, **how) as pool,
+    ):
         # Here, since what writes a file needs more memory than what runs it.
         if engine in FILES:
             file = write_for(FILES[engine], network, shape[-1], Path(folder))
@@ -44,6 +51,17 @@ def peak_memory(
             file = Path(folder, "network.pt")
             torch.save((spec_of(network), network.state_dict()), file)
         return pool.submit(_resident_growth, file, shape, machine, engine).result()
+
+
+@contextlib.contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    """Work in an empty folder: a new Python imports from where it is started."""
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
 
 def _allocated(network: nn.Module, shape: tuple[int, ...], machine: Machine, engine: str) -> int:

@@ -9,7 +9,11 @@ from .device import rank
 
 
 def say(message: str) -> None:
-    """One message for the reader, from the first process only."""
+    """One message for the reader, from the first process only.
+
+    What a file brought into it cannot steer a terminal: "?" stands for what is not printable.
+    """
+    message = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in message)
     if rank() == 0:
         with contextlib.suppress(OSError):  # a reader who went away does not end a training
             print(message, file=sys.stderr, flush=True)

@@ -393,5 +393,6 @@ def versions() -> dict[str, str | None]:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = None
     with contextlib.suppress(OSError):  # no git
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+        told = subprocess.run(git, capture_output=True, text=True, errors="replace").stdout
+        commit = told.strip() or None
     return {"torch": str(torch.__version__), "python": sys.version.split()[0], "commit": commit}

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 import benchmark
-from tests.command import result, run
+from tests.command import ROOT, result, run
 from utils.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.xdist_group("benchmark")  # one worker: the fixture takes seconds
@@ -154,3 +156,12 @@ def test_the_chain_ends_in_a_report(seed, tmp_path):
     page = (tmp_path / "runs/report/report.html").read_text()
     assert "synthetic resnet20w4" in page
     assert "seed0/l1-0.5/finetuned" in page
+
+
+def test_nothing_in_the_current_folder_is_run(seed, tmp_path):
+    (tmp_path / "threading.py").write_text("open('executed', 'w')")
+    command = [sys.executable, ROOT / "benchmark.py", seed / "baseline", "--engines", "eager"]
+    quick = ["--seconds", "0", "--batch-size", "2"]
+    done = subprocess.run([*command, *quick], cwd=tmp_path, capture_output=True, check=True)
+    assert json.loads(done.stdout)["rows"][0]["peak_memory_bytes"] > 0
+    assert not (tmp_path / "executed").exists()
