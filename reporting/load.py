@@ -153,10 +153,8 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
         run.timings = {_machine_and_engine(row): row for row in sound}  # the latest of each
         if run["stage"] == "pruned" and run["sha256"] not in parents:
             left_out.append(f"{run.folder}: pruned, but not fine-tuned")
-        elif run["stage"] == "finetuned" and lineage(run, runs)[0]["stage"] in (
-            "pruned",
-            "finetuned",
-        ):
+        rootless = lineage(run, runs)[0]["stage"] in ("pruned", "finetuned")
+        if run["stage"] == "finetuned" and rootless:
             left_out.append(f"{run.folder}: the dense network that it came from is not here")
     place = _place(runs, machine or "")
     for run in runs:

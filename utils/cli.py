@@ -28,9 +28,9 @@ from .files import plain, sha256
 from .log import say
 
 SCHEDULES = ("cubic", "he2018", "asymptotic", "constant")
+PLUGIN = "plugin of "  # and a file: what its module is called
 # What a network trained elsewhere does not tell, of itself and of its images.
 READING = ("image_size", "shortcut", "stem", "stride", "key", "bn_eps")
-PLUGIN = "plugin of "  # and a file: what its module is called
 IMAGES = ("dataset", "mean", "std", "resize", "class_order")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
