@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .method import Row, Task
 
 STEEP = 1.5  # power of the cost that `--allocation cost` divides by; 1 gives equal ratios
+WORTH = {"inner": 1, "residual": 2}  # of a channel there: every block adds to a residual one
 
 
 def choose(
@@ -52,14 +53,17 @@ def choose(
     scores = first_to_go(scores, closed or {})
     if config.allocation == "cost":
         cost = cost_of_a_channel(spec, groups, task.image_size, counted)
-        scores = {name: shares(own) / cost[name] ** STEEP for name, own in scores.items()}
+        scores = {
+            g.name: shares(scores[g.name]) * (WORTH[g.scope] / cost[g.name]) ** STEEP
+            for g in groups
+        }
 
     def at(ratio: float | Sequence[float]) -> Kept:
         return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)
 
     def left(name: str, ratio: float | Sequence[float]) -> float:
         """The fraction of the dense network's parameters or MACs that a ratio leaves."""
-        cost = cost_of(cut_spec(spec, at(ratio)), task.image_size)
+        cost = cost_of(cut_spec(spec, at(ratio), everything), task.image_size)
         return getattr(cost, name) / getattr(task.dense, name)
 
     ratio = config.ratio

@@ -14,18 +14,17 @@ TOLERANCE = 1e-3  # of the largest logit, in float32; rounding alone stays far b
 DIMENSION = {"producers": 0, "norms": 0, "passthrough": 0, "consumers": 1}
 
 
-def _survivors(spec: Spec, kept: Kept) -> dict[tuple[str, int], list[int]]:
+def _survivors(groups: list[Group], kept: Kept) -> dict[tuple[str, int], list[int]]:
     """For every (layer, dimension) that loses channels, the indices that stay."""
     lost: dict[tuple[str, int], set[int]] = {}
     sizes: dict[tuple[str, int], int] = {}
-    groups = channel_groups(spec)
     _check(groups, kept)
     for group in groups:
-        stays = set(kept[group.name].tolist()) if group.name in kept else set(range(group.size))
+        stays = kept[group.name].tolist() if group.name in kept else range(group.size)
+        gone = sorted(set(range(group.size)) - set(stays))
         for role, dim in DIMENSION.items():
             for layer, channels in getattr(group, role):
-                gone = {c for i, c in enumerate(channels) if i not in stays}
-                lost.setdefault((layer, dim), set()).update(gone)
+                lost.setdefault((layer, dim), set()).update(channels[i] for i in gone)
                 sizes[layer, dim] = sizes.get((layer, dim), 0) + len(channels)
     return {
         key: [c for c in range(sizes[key]) if c not in gone] for key, gone in lost.items() if gone
@@ -44,13 +43,14 @@ def _check(groups: list[Group], kept: Kept) -> None:
             raise ValueError(f"{name}: kept channels must ascend within 0 to {sizes[name] - 1}")
 
 
-def cut_spec(spec: Spec, kept: Kept) -> Spec:
+def cut_spec(spec: Spec, kept: Kept, groups: list[Group] | None = None) -> Spec:
     """The spec after removing all channels but the kept ones.
 
-    Groups that `kept` does not name stay whole. Raises ValueError for a group that does not
+    Groups that `kept` does not name stay whole. `groups` are those of the spec, for a caller that
+    has them. Raises ValueError for a group that does not
     exist, that would be emptied, or whose indices are out of range.
     """
-    survivors = _survivors(spec, kept)
+    survivors = _survivors(groups or channel_groups(spec), kept)
     widths = {n: len(survivors.get((n, 0), range(w))) for n, w in spec["widths"].items()}
     pads = dict(spec["pads"])
     for plan in block_plans(spec):
@@ -63,7 +63,7 @@ def cut_spec(spec: Spec, kept: Kept) -> Spec:
 
 def cut_tensors(spec: Spec, kept: Kept, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What `cut` does to a state dict, for tensors of the same names; raises as `cut_spec` does."""
-    survivors, chosen = _survivors(spec, kept), {}
+    survivors, chosen = _survivors(channel_groups(spec), kept), {}
     for key, tensor in tensors.items():
         layer = key.rpartition(".")[0]
         for dim in range(tensor.dim()):

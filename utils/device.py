@@ -37,8 +37,8 @@ def prepare(config: RunConfig) -> Machine:
         raise ValueError(f"--device {name}: it is auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not cuda:
         raise ValueError(f"--device {name}: no CUDA device found; use --device cpu")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(name)
     if config.threads:
         torch.set_num_threads(config.threads)

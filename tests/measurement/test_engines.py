@@ -83,18 +83,3 @@ def test_memory_is_that_of_inference():
     # Twice 16 channels of 32 x 32 pixels in float32 live at once: 8 MB for 64 images.
     assert memory("fused", 128) - small > 8e6
     assert memory("openvino", 8) < 6e7  # and not the 150 MB and more that exporting it takes
-
-
-CUDA = Machine(torch.device("cuda"), torch.float32)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("engine", ["eager", "fused", "compile"])
-def test_on_cuda(engine, tmp_path):
-    network = lively(SPECS[0])
-    x = torch.randn(3, 3, 16, 16)
-    call = ENGINES[engine](network, CUDA)(x)
-    torch.testing.assert_close(call().cpu(), network(x), rtol=0.01, atol=0.01)  # TF32
-    seen = profile(call, CUDA.device)
-    assert seen["cuda_ms"] > 0
-    assert sum(o["cuda_ms"] for o in seen["operators"]) <= 1.01 * seen["cuda_ms"]
