@@ -27,7 +27,7 @@ TRAIN = ["--width", "2", "--train-images", "64", "--epochs", "1", "--batch-size"
 TINY = {
     "main.py": TRAIN,
     "finetune.py": TRAIN,
-    "res50prune.py": [*TRAIN[:4], "--no-eval"],
+    "res50prune.py": TRAIN[:4],
     "benchmark.py": ["--engines", "eager", "--batch-size", "2", "--seconds", "0", "--no-memory"],
 }
 # What stands in for programs. DRY: only the flags are checked, as the chains have tests of their
@@ -69,12 +69,13 @@ def work(tmp_path):
             (folder / entry.name).symlink_to(entry)
     (folder / "setup.sh").write_text("setup() { :; }\n")
     (folder / "docs/results").mkdir(parents=True)
-    for name, classes in (("data", 100), ("cifar10", 10)):
+    for name, classes in (("data", 100), ("cifar100", 100), ("cifar10", 10)):
         write_images(folder / name, classes)
     (folder / "runs/cifar100").mkdir(parents=True)
     for name in ("resnet20", "resnet50"):  # tiny ones have other names
         (folder / "runs/cifar100" / name).symlink_to(f"{name}w2")
-    torch.save(build(new_spec(56, 10, width=2)).state_dict(), folder / "resnet56.th")
+    for name, classes in (("resnet56.th", 10), ("resnet56.pth", 100)):
+        torch.save(build(new_spec(56, classes, width=2)).state_dict(), folder / name)
     Image.new("RGB", (32, 32)).save(folder / "image.png")
     for name, script in SHIMS.items():
         if name == "jq" and shutil.which(name):
