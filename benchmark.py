@@ -14,6 +14,8 @@ keeps a network from being as fast as its MACs promise, and gives the same figur
 Each run folder keeps its rows in benchmark.json, for report.py.
 """
 
+import utils.early  # noqa: F401
+
 import argparse
 import textwrap
 from dataclasses import dataclass

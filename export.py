@@ -9,6 +9,8 @@ lineage in the file's metadata. The file is then loaded again and run on real te
 kept only if it gives the logits of the checkpoint. onnx and openvino want requirements-deploy.txt.
 """
 
+import utils.early  # noqa: F401
+
 import argparse
 import contextlib
 import tempfile

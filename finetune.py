@@ -15,6 +15,8 @@ them; all take 40 epochs unless --epochs says otherwise, so that they compare):
     lr-rewind  the last epochs of the schedule that the dense network was trained with
 """
 
+import utils.early  # noqa: F401
+
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -12,6 +12,8 @@ prints the result again. With --method it prunes while it trains. With --like it
 architecture of a pruned network from scratch: the control that pruning has to beat.
 """
 
+import utils.early  # noqa: F401
+
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -9,6 +9,8 @@ needs no network), report.md, report.csv and plots as PNG. Times are of one mach
 damaged or unfinished is left out by name.
 """
 
+import utils.early  # noqa: F401
+
 import argparse
 import json
 import re

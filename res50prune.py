@@ -13,6 +13,8 @@ and the largest difference between the logits of the cut network and those of th
 the same channels masked; then the result as one JSON line.
 """
 
+import utils.early  # noqa: F401
+
 import argparse
 import contextlib
 import json

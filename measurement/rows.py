@@ -175,7 +175,7 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
     new["machine"] = describe(machine)
     del new["checkpoint"]  # the folder may move
     try:
-        with locked(file.parent):
+        with locked(file.parent, seconds=10):  # another benchmark is done by then
             write_json(file, [*_others(file, new), new])  # the latest is the last
         return file
     except OSError as error:

@@ -2,22 +2,23 @@
 
 import argparse
 import contextlib
+import io
 import pickle
 import zipfile
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
-from models import Spec, build, complete, is_usual
+from models import Spec, build, complete, cost_of, is_usual
 from pruning import PruningConfig, Record
 
 from . import files, format1
-from .config import NetworkConfig
+from .config import NetworkConfig, fill
 
 FORMAT = 2
 KINDS = {"format": int, "stage": str, "spec": dict, "state_dict": dict, "data": dict}
@@ -140,6 +141,8 @@ class Checkpoint:
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.file}: does not rebuild its network: {error}") from None
         for key, tensor in self.state_dict.items():
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise CheckpointError(f"{self.file}: {key} is {tensor.dtype}, not torch.float32")
             if not tensor.isfinite().all():
                 raise CheckpointError(f"{self.file}: {key} holds NaN or infinite values")
         return model
@@ -249,11 +252,34 @@ def parse(content: Any, file: Path) -> Checkpoint:
         content = {k: v for k, v in content.items() if k not in ("format", "control")}
         content["spec"] = complete(content["spec"])
         if record := content["pruning"]:
+            if record["method"] != record["steps"][-1]["method"]:
+                raise ValueError("its method is not that of its last step")
             content["pruning"] = Record.from_dict({**record, "dense": complete(record["dense"])})
-        return Checkpoint(**content, file=file)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        checkpoint = Checkpoint(**content, file=file)
+        _check(checkpoint)
+        return checkpoint
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         told = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{file}: damaged ({told})") from None
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Try what later stages rely on; raises what comes of a field that is not as it should be."""
+    data = checkpoint.data
+    for name in ("mean", "std"):
+        if data[name] is not None and [type(x) for x in data[name]] != [float] * 3:
+            raise TypeError(f"{name} is {data[name]}")
+    for text in (data["dataset"], *(data["classes"] or [])):
+        if not isinstance(text, str):
+            raise TypeError(f"{text} is no name")
+    checkpoint.network()
+    checkpoint.network_config()
+    for spec in (checkpoint.spec, checkpoint.dense):
+        cost_of(spec, data["image_size"])
+    for entry in checkpoint.history:
+        fill(NetworkConfig, entry["arguments"]["network"])
+        if not (isinstance(entry["stage"], str) and isinstance(entry["seed"], int)):
+            raise TypeError(f"{entry['stage']} with seed {entry['seed']}")
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -264,9 +290,8 @@ def load(path: str | Path) -> Checkpoint:
 def save_plain(path: Path, content: dict[str, Any]) -> None:
     """`torch.save` atomically. Raises UnpicklingError for what `weights_only=True` refuses."""
 
-    def write(file: BinaryIO) -> None:
-        torch.save(content, file)
-        file.seek(0)
-        torch.load(file, map_location="cpu", weights_only=True)
-
-    files.write_atomically(path, write)
+    buffer = io.BytesIO()  # into a file, torch.save would not say that the disk is full
+    torch.save(content, buffer)
+    buffer.seek(0)
+    torch.load(buffer, map_location="cpu", weights_only=True)
+    files.write_atomically(path, lambda file: file.write(buffer.getbuffer()))

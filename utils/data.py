@@ -208,8 +208,8 @@ def _keep(data: Data, path: Path, fingerprint: str) -> None:
     try:
         write_atomically(path, lambda file: torch.save(content, file))
         say(f"decoded images kept in {path}")
-    except OSError as error:
-        say(f"{path}: {error.strerror}; the images are decoded anew each time")
+    except (OSError, RuntimeError):  # torch.save on a full disk
+        say(f"{path} cannot be written; the images are decoded anew each time")
 
 
 def _from_cache(path: Path, fingerprint: str) -> Data | None:
@@ -219,8 +219,19 @@ def _from_cache(path: Path, fingerprint: str) -> Data | None:
         if stored["fingerprint"] == fingerprint:
             fields = stored["data"]
             splits = {part: Split(*fields.pop(part)) for part in ("train", "test")}
-            return Data(**fields, **splits)
+            data = Data(**fields, **splits)
+            return data if _is_sound(data) else None
     return None
+
+
+def _is_sound(data: Data) -> bool:
+    """Whether images, labels and statistics can be what they say."""
+    size, count, splits = data.image_size, len(data.classes), (data.train, data.test)
+    shapes = [images.shape == (len(labels), size, size, 3) for images, labels in splits]
+    labels = torch.cat([split.labels for split in splits])
+    known = labels.min() >= 0 and labels.max() < count
+    scaled = all(mean >= 0 for mean in data.mean) and all(std > 0 for std in data.std)
+    return all(shapes) and known and scaled
 
 
 # --------------------------------------------------------------------- synthetic

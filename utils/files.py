@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,19 +28,30 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:  # of a full disk the system does not say which
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def locked(directory: Path, wait: bool = True) -> Iterator[None]:
+def locked(directory: Path, seconds: float = math.inf) -> Iterator[None]:
     """Hold a directory against other processes that lock it, until the block or the process ends.
 
-    Raises BlockingIOError if it is held and `wait` is false. Leaves no file behind.
+    Raises BlockingIOError if it is still held after so many seconds. Leaves no file behind.
     """
-    handle = os.open(directory, os.O_RDONLY)
+    handle, end = os.open(directory, os.O_RDONLY), time.monotonic() + seconds
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.1)
         yield
     finally:
         os.close(handle)

@@ -249,7 +249,7 @@ class Run(contextlib.AbstractContextManager):
         if not os.access(self.folder, os.W_OK):
             raise OSError(f"--save {self.folder} cannot be written to; choose another folder")
         try:
-            self._held.enter_context(locked(self.folder, wait=False))
+            self._held.enter_context(locked(self.folder, seconds=0))
         except BlockingIOError:
             message = "another process is at work in this folder; wait, or choose another --save"
             raise OSError(f"{self.folder}: {message}") from None

@@ -71,6 +71,8 @@ def fit(
     if batch_size % world_size():
         problem = f"cannot be shared evenly by {world_size()} processes"
         raise ValueError(f"--batch-size {batch_size} {problem}")
+    if batch_size < 2 * world_size():  # BatchNorm wants a variance
+        raise ValueError(f"{len(images.labels)} training images: a batch needs two per process")
     steps = len(images.labels) // batch_size
     place(model, machine)
     training = _Training(model, recipe, machine, method, teacher, steps)
@@ -206,7 +208,7 @@ class _Training:
         total = self.recipe.epochs * self.steps
         self.method.on_step(self.model, self.optimizer, self.schedule.last_epoch, total)
         self.schedule.step()
-        return _tally(loss, logits, y)
+        return _tally(loss * len(y), logits, y)
 
     def distill(self, loss: Tensor, logits: Tensor, x: Tensor) -> Tensor:
         """The loss with the teacher's part: T^2 KL, weighted.
@@ -258,7 +260,7 @@ def evaluate(
     for images, y in zip(*(part.split(EVAL_BATCH) for part in mine), strict=True):
         with machine.autocast():
             logits = model(normalize(images, data.mean, data.std)).float()
-        sums += _tally(F.cross_entropy(logits, y), logits, y)
+        sums += _tally(F.cross_entropy(logits, y, reduction="sum"), logits, y)
     model.train(training)
     loss, top1 = _means(sums)
     return top1, loss
@@ -266,7 +268,7 @@ def evaluate(
 
 def _tally(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     correct = (logits.argmax(1) == y).sum()
-    return torch.stack([loss.detach() * len(y), correct, torch.full_like(correct, len(y))])
+    return torch.stack([loss.detach(), correct, torch.full_like(correct, len(y))])
 
 
 def _means(sums: Tensor) -> tuple[float, float]:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models import build, new_spec
 from tests.command import ROOT, result, run
@@ -323,3 +325,30 @@ def test_help_is_quick_and_complete(script, tmp_path):
     assert seconds < 15  # under 3 on an idle machine
     assert "%(default)" not in stdout
     assert not os.listdir(tmp_path)
+
+
+def test_ctrl_c_during_the_imports_leaves_no_traceback():
+    command = [sys.executable, ROOT / "main.py", "--help"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert b"Traceback" not in errors
+
+
+def test_two_processes_share_a_training(tmp_path):
+    """Also where one of them has no test image."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    for index, image in enumerate(pixels):
+        folder = tmp_path / "images" / ("train" if index < 4 else "test") / "ant"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    data = ["--dataset", "folder", "--data", "images", "--image-size", "16"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    flags = [*data, *NET[:4], "--epochs", "1", "--save", "out"]
+    command = [*torchrun, ROOT / "main.py", *flags]
+    result(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True))
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["top1"] == 100  # of one class
+    assert rows[0]["loss"] == pytest.approx(0, abs=1e-6)

@@ -16,7 +16,7 @@ from utils.files import write_atomically
 
 def checkpoint(**changes):
     model = lively(new_spec(20, 10))
-    data = dict.fromkeys(("dataset", "classes", "mean", "std", "image_size"))
+    data = {"dataset": "cifar10", "classes": None, "mean": None, "std": None, "image_size": 32}
     made = C.Checkpoint("baseline", new_spec(20, 10), model.state_dict(), data, **changes)
     return made, model
 
@@ -51,6 +51,57 @@ def test_what_would_not_load_is_refused_when_saving(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match="numpy"):
         made.save(tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+
+
+def damage(field, value):
+    """Set a field, by its path, in the content of a checkpoint file."""
+
+    def change(content):
+        *path, last = field.split("/")
+        for name in path:
+            content = content[name]
+        content[last] = value
+
+    return change
+
+
+HALF = torch.ones(16, dtype=torch.float16)
+STEP = resolve({"ratio": 0.5}).as_dict()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        damage("data/classes", ["ant", 0]),
+        damage("data/mean", [0.5] * 4),
+        damage("data/std", ["a", "b", "c"]),
+        damage("data/image_size", "32"),
+        damage("history", ["x"]),
+        damage("history", [{"stage": "baseline", "seed": "../x", "arguments": {"network": {}}}]),
+        damage("state_dict/bn1.weight", HALF),
+        damage("state_dict/bn1.weight", None),
+        damage("spec/widths/conv1", -1),
+        damage("spec/arch", []),
+        damage("spec/stem", "none"),
+        damage("spec/width", "../x"),
+        lambda content: content["spec"].pop("stem"),
+        lambda content: content["pruning"].pop("method"),
+        damage("pruning/method", "weight"),
+        damage("pruning/steps", [{**STEP, "ratio": 2.0}]),
+        damage("pruning/dense/widths", {}),
+    ],
+)
+def test_a_damaged_field_is_damage_of_the_file(tmp_path, change):
+    record = Record([resolve({})], 0.3, new_spec(20, 10), 0.25, METHODS["l1"].State())
+    made, _ = checkpoint(pruning=record)
+    made.save(tmp_path / "model.pt")
+    assert C.load(tmp_path).steps == record.steps
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(C.CheckpointError, match=r"x\.pt: ") as caught:
+        C.load(tmp_path / "x.pt")
+    assert "\n" not in str(caught.value)
 
 
 class Payload:
@@ -188,6 +239,16 @@ def test_other_content_is_named(tmp_path):
         C.load(tmp_path)
     with pytest.raises(C.CheckpointError, match="no such checkpoint"):
         C.load(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_named(tmp_path):
+    def write(_):
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*model\.pt'"):
+        write_atomically(tmp_path / "model.pt", write)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -60,6 +60,28 @@ def test_cache_is_used_checked_and_rebuilt(tree, tmp_path, monkeypatch):
     assert same(D.load("folder", root, 12), changed)  # nor a damaged cache
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["train"][1].add_(1000),
+        lambda data: data["test"][1].sub_(1),
+        lambda data: data.update(train=(data["train"][0][:2], data["train"][1])),
+        lambda data: data.update(train=(data["train"][0][:, :4, :4], data["train"][1])),
+        lambda data: data.update(mean=[float("nan")] * 3),
+        lambda data: data.update(std=[0.5, 0.0, 0.5]),
+    ],
+)
+def test_a_cache_of_what_cannot_be_is_made_again(tree, tmp_path, change):
+    root = tmp_path / "tree"
+    shutil.copytree(tree, root)
+    first = D.load("folder", root, 12)
+    cache = root / ".folder-cache.pt"
+    content = torch.load(cache, weights_only=True)
+    change(content["data"])
+    torch.save(content, cache)
+    assert same(D.load("folder", root, 12), first)
+
+
 def test_a_directory_that_cannot_be_written_to_still_works(tree, monkeypatch):
     def refuse(path, write):
         raise PermissionError(path)

@@ -99,6 +99,11 @@ def test_a_line_that_the_log_lacks_is_written_again(tmp_path, data):
     assert log.read_text() == whole
 
 
+def test_one_image_is_too_few_for_batchnorm(tmp_path, data):
+    with pytest.raises(ValueError, match="1 training images: a batch needs two"):
+        train(tmp_path, data._replace(train=data.train.draw(1, 0)))
+
+
 def test_a_batch_larger_than_the_data_shrinks(tmp_path, data):
     _, rows = train(tmp_path, data, replace(RECIPE, batch_size=1000, epochs=1))
     assert math.isfinite(rows[0]["train_loss"])
