@@ -179,7 +179,9 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
             write_json(file, [*_others(file, new), new])  # the latest is the last
         return file
     except OSError as error:
-        say(f"{file}: not written ({error.strerror}); report.py will not know this measurement")
+        held = isinstance(error, BlockingIOError)
+        why = "another process is at work in the folder" if held else error.strerror
+        say(f"{file}: not written ({why}); report.py will not know this measurement")
         return None
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .method import Row, Task
 
 STEEP = 1.5  # power of the cost that `--allocation cost` divides by; 1 gives equal ratios
-WORTH = {"inner": 1, "residual": 2}  # of a channel there: every block adds to a residual one
+WORTH = {"inner": 1, "residual": 2}  # of a channel; a residual one carries what all blocks add
 
 
 def choose(

@@ -21,7 +21,7 @@ def _survivors(groups: list[Group], kept: Kept) -> dict[tuple[str, int], list[in
     _check(groups, kept)
     for group in groups:
         stays = kept[group.name].tolist() if group.name in kept else range(group.size)
-        gone = sorted(set(range(group.size)) - set(stays))
+        gone = set(range(group.size)) - set(stays)
         for role, dim in DIMENSION.items():
             for layer, channels in getattr(group, role):
                 lost.setdefault((layer, dim), set()).update(channels[i] for i in gone)
@@ -46,7 +46,7 @@ def _check(groups: list[Group], kept: Kept) -> None:
 def cut_spec(spec: Spec, kept: Kept, groups: list[Group] | None = None) -> Spec:
     """The spec after removing all channels but the kept ones.
 
-    Groups that `kept` does not name stay whole. `groups` are those of the spec, for a caller that
+    Groups that `kept` does not name stay whole. `groups` are all of the spec, from a caller that
     has them. Raises ValueError for a group that does not
     exist, that would be emptied, or whose indices are out of range.
     """

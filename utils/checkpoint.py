@@ -138,7 +138,7 @@ class Checkpoint:
         """
         try:
             model = build(self.spec, self.state_dict)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{self.file}: does not rebuild its network: {error}") from None
         for key, tensor in self.state_dict.items():
             if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -258,20 +258,23 @@ def parse(content: Any, file: Path) -> Checkpoint:
         checkpoint = Checkpoint(**content, file=file)
         _check(checkpoint)
         return checkpoint
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        told = f"{type(error).__name__}: {error}"
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{file}: damaged ({told})") from None
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Try what later stages rely on; raises what comes of a field that is not as it should be."""
-    data = checkpoint.data
-    for name in ("mean", "std"):
-        if data[name] is not None and [type(x) for x in data[name]] != [float] * 3:
-            raise TypeError(f"{name} is {data[name]}")
-    for text in (data["dataset"], *(data["classes"] or [])):
-        if not isinstance(text, str):
-            raise TypeError(f"{text} is no name")
+    """Try each field as later stages use it; raises what comes of one that they cannot use."""
+    data, classes = checkpoint.data, checkpoint.data["classes"]
+    for name, low, high in (("mean", 0, 1), ("std", 1e-9, 1)):
+        values = data[name] if data[name] is not None else [0.5] * 3
+        if len(values) != 3 or not all(low <= value <= high for value in values):
+            raise ValueError(f"{name} is {values}")
+    named = isinstance(classes, list) and {type(name) for name in classes} == {str}
+    if classes is not None and not (named and len(classes) == checkpoint.spec["num_classes"]):
+        raise ValueError("classes are not one name for each output")
+    if not isinstance(data["dataset"], str) or type(data["image_size"]) is not int:
+        raise TypeError("dataset or image_size")
     checkpoint.network()
     checkpoint.network_config()
     for spec in (checkpoint.spec, checkpoint.dense):
@@ -279,7 +282,7 @@ def _check(checkpoint: Checkpoint) -> None:
     for entry in checkpoint.history:
         fill(NetworkConfig, entry["arguments"]["network"])
         if not (isinstance(entry["stage"], str) and isinstance(entry["seed"], int)):
-            raise TypeError(f"{entry['stage']} with seed {entry['seed']}")
+            raise TypeError(f"history has {entry['stage']} with seed {entry['seed']}")
 
 
 def load(path: str | Path) -> Checkpoint:

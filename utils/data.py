@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import image_folders
-from .files import locked, write_atomically
+from .checkpoint import require_intact, save_plain
+from .files import locked
 from .image_folders import DataError
 from .log import say
 
@@ -206,10 +207,10 @@ def _keep(data: Data, path: Path, fingerprint: str) -> None:
     fields = {**data._asdict(), "train": tuple(data.train), "test": tuple(data.test)}
     content = {"fingerprint": fingerprint, "data": fields}
     try:
-        write_atomically(path, lambda file: torch.save(content, file))
+        save_plain(path, content)
         say(f"decoded images kept in {path}")
-    except (OSError, RuntimeError):  # torch.save on a full disk
-        say(f"{path} cannot be written; the images are decoded anew each time")
+    except OSError as error:
+        say(f"{path}: {error.strerror}; the images are decoded anew each time")
 
 
 def _from_cache(path: Path, fingerprint: str) -> Data | None:
@@ -217,6 +218,7 @@ def _from_cache(path: Path, fingerprint: str) -> Data | None:
     with contextlib.suppress(Exception):
         stored = torch.load(path, weights_only=True, mmap=True)
         if stored["fingerprint"] == fingerprint:
+            require_intact(path)
             fields = stored["data"]
             splits = {part: Split(*fields.pop(part)) for part in ("train", "test")}
             data = Data(**fields, **splits)
@@ -225,7 +227,7 @@ def _from_cache(path: Path, fingerprint: str) -> Data | None:
 
 
 def _is_sound(data: Data) -> bool:
-    """Whether images, labels and statistics can be what they say."""
+    """Whether shapes fit, labels are those of classes, and the statistics can scale pixels."""
     size, count, splits = data.image_size, len(data.classes), (data.train, data.test)
     shapes = [images.shape == (len(labels), size, size, 3) for images, labels in splits]
     labels = torch.cat([split.labels for split in splits])

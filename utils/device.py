@@ -37,7 +37,7 @@ def prepare(config: RunConfig) -> Machine:
         raise ValueError(f"--device {name}: it is auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not cuda:
         raise ValueError(f"--device {name}: no CUDA device found; use --device cpu")
-    if name == "cuda":
+    if name == "cuda":  # set_device wants a number
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(name)
     if config.threads:

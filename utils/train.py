@@ -71,8 +71,9 @@ def fit(
     if batch_size % world_size():
         problem = f"cannot be shared evenly by {world_size()} processes"
         raise ValueError(f"--batch-size {batch_size} {problem}")
-    if batch_size < 2 * world_size():  # BatchNorm wants a variance
-        raise ValueError(f"{len(images.labels)} training images: a batch needs two per process")
+    if batch_size < 2 * world_size():
+        problem = f"a batch of {batch_size} for {world_size()} processes is too small for BatchNorm"
+        raise ValueError(f"{problem}, which needs two images in each")
     steps = len(images.labels) // batch_size
     place(model, machine)
     training = _Training(model, recipe, machine, method, teacher, steps)
@@ -140,9 +141,10 @@ class _Training:
         """Get ready to train the network as it is now."""
         self.forward = self.model
         if self.recipe.compile:
-            # A GPU is done with a thin layer before the next one is launched: replay graphs.
-            graphs = "reduce-overhead" if self.machine.device.type == "cuda" else None
-            self.forward = torch.compile(self.model, mode=graphs)
+            # On a GPU, launching a thin layer takes longer than running it; a graph is one launch.
+            graphs = self.machine.device.type == "cuda" and world_size() == 1
+            mode = "reduce-overhead" if graphs else None
+            self.forward = torch.compile(self.model, mode=mode)
         if world_size() > 1:
             self.forward = DistributedDataParallel(self.forward)
 
@@ -196,7 +198,7 @@ class _Training:
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One update on a batch; what it adds to the running sums."""
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # first: replaying a graph overwrites the old gradients
         with self.machine.autocast():
             logits = self.forward(x).float()
         loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)

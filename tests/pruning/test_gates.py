@@ -53,8 +53,8 @@ def test_a_network_with_closed_gates_trains_like_the_one_cut_out(spec, data):
         F.cross_entropy(out, y).backward()
     gradients = {name: p.grad for name, p in gated.named_parameters()}
     for name, gradient in cut_tensors(spec, kept, gradients).items():
-        theirs = slim.get_parameter(name).grad  # a BatchNorm of 4 values may magnify rounding
-        torch.testing.assert_close(gradient, theirs, rtol=1e-6, atol=1e-6)
+        expected = slim.get_parameter(name).grad  # a BatchNorm of 4 values may magnify rounding
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
     for name, buffer in cut_tensors(spec, kept, dict(gated.named_buffers())).items():
         torch.testing.assert_close(buffer, slim.get_buffer(name))
 

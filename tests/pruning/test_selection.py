@@ -35,6 +35,17 @@ def test_equal_scores_give_the_fewest_channels_to_the_layers_that_cost_most():
     assert counts["layer2.0.conv1"] > counts["layer2.1.conv1"]  # its first convolution has a stride
 
 
+def test_a_residual_channel_is_kept_where_an_inner_one_of_half_its_cost_is():
+    model = lively(new_spec(32, 10, shortcut="B"))
+    spec, groups = spec_of(model), channel_groups(spec_of(model))
+    flat = {g.name: torch.ones(g.size) for g in groups}
+    _, kept, _ = choose(model, resolve({"target_macs": 0.2}), Task(cost_of(spec)), scores=flat)
+    cost, counts = cost_of_a_channel(spec, groups, 32), {n: len(k) for n, k in kept.items()}
+    inner, residual = "layer1.1.conv1", "layer1.residual"
+    expected = (2 * cost[inner] / cost[residual]) ** 1.5
+    assert counts[residual] / counts[inner] == pytest.approx(expected, rel=0.35)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     spec=st.sampled_from([new_spec(20, 10), new_spec(26, 10, arch="resnet_de", width=16)]),

@@ -73,7 +73,10 @@ STEP = resolve({"ratio": 0.5}).as_dict()
     "change",
     [
         damage("data/classes", ["ant", 0]),
+        damage("data/classes", ["ant"]),
         damage("data/mean", [0.5] * 4),
+        damage("data/mean", [float("nan")] * 3),
+        damage("data/std", [0.5, 0.0, 0.5]),
         damage("data/std", ["a", "b", "c"]),
         damage("data/image_size", "32"),
         damage("history", ["x"]),

@@ -86,7 +86,7 @@ def test_a_directory_that_cannot_be_written_to_still_works(tree, monkeypatch):
     def refuse(path, write):
         raise PermissionError(path)
 
-    monkeypatch.setattr(D, "write_atomically", refuse)
+    monkeypatch.setattr(D, "save_plain", refuse)
     assert len(D.load("folder", tree, 9).classes) == 3
 
 

@@ -100,7 +100,7 @@ def test_a_line_that_the_log_lacks_is_written_again(tmp_path, data):
 
 
 def test_one_image_is_too_few_for_batchnorm(tmp_path, data):
-    with pytest.raises(ValueError, match="1 training images: a batch needs two"):
+    with pytest.raises(ValueError, match="a batch of 1 for 1 processes is too small"):
         train(tmp_path, data._replace(train=data.train.draw(1, 0)))
 
 
