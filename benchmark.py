@@ -102,6 +102,9 @@ def main(args: argparse.Namespace) -> dict:
     subjects, largest = load(args.checkpoints, vars(args)), max(plan.batch_size)
     first, shape = subjects[0], subjects[0].shape(largest)
     costs = [costs_of(subject) for subject in subjects]
+    for subject in subjects:
+        if subject.checkpoint.dense["widths"] != first.checkpoint.dense["widths"]:
+            say(f"{subject.name} was not made from the same dense network as {first.name}")
     show("whatever runs them", costs, SIZES)
     rows, kept = [], []
     for engine in dict.fromkeys(plan.engines):

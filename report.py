@@ -36,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict:
     study = load(args.folders, args.machine)
     folder = args.save or args.folders[0] / "report"
+    if folder.is_file():
+        raise ValueError(f"--save {folder} is a file; choose a folder")
     drawn = {network: plots.plots(study, network) for network in study.cells}
     texts = {"report.html": page(study, args.title, drawn)}  # plots without a title
     images = []

@@ -187,6 +187,8 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
 
 def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that stay beside a new one; none if the file is missing or damaged."""
+    if not file.exists():
+        return []
     try:
         old = [row for row in json.loads(file.read_text()) if row["sha256"] == new["sha256"]]
         return [
@@ -196,4 +198,5 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
             or (new["busy"] and not row.get("busy"))
         ]  # which says more
     except (OSError, ValueError, TypeError, KeyError):
+        say(f"{file}: damaged; its rows are gone")
         return []

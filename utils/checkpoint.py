@@ -18,9 +18,10 @@ from models import Spec, build, complete, cost_of, is_usual
 from pruning import PruningConfig, Record
 
 from . import files, format1
-from .config import NetworkConfig, fill
+from .config import NetworkConfig, Recipe, fill
 
 FORMAT = 2
+STAGES = ("baseline", "imported", "pruned", "finetuned", "scratch", "like")
 KINDS = {"format": int, "stage": str, "spec": dict, "state_dict": dict, "data": dict}
 KINDS |= {"pruning": (dict, type(None)), "metrics": dict, "history": list}
 DATA = {"dataset", "classes", "mean", "std", "image_size"}
@@ -240,7 +241,7 @@ def parse(content: Any, file: Path) -> Checkpoint:
     for key, kind in KINDS.items():
         if key in content and not isinstance(content[key], kind):
             raise CheckpointError(f"{file}: damaged ({key} is a {type(content[key]).__name__})")
-    if content["format"] > FORMAT:
+    if not 1 <= content["format"] <= FORMAT:
         newer = f"format {content['format']}, written by a newer version (this one reads {FORMAT})"
         raise CheckpointError(f"{file}: {newer}")
     require_intact(file)
@@ -259,30 +260,52 @@ def parse(content: Any, file: Path) -> Checkpoint:
         _check(checkpoint)
         return checkpoint
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        told = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise CheckpointError(f"{file}: damaged ({told})") from None
 
 
 def _check(checkpoint: Checkpoint) -> None:
     """Try each field as later stages use it; raises what comes of one that they cannot use."""
-    data, classes = checkpoint.data, checkpoint.data["classes"]
-    for name, low, high in (("mean", 0, 1), ("std", 1e-9, 1)):
+    data, classes, record = checkpoint.data, checkpoint.data["classes"], checkpoint.pruning
+
+    def require(sound: bool, name: str, value: Any) -> None:
+        if not sound:
+            raise ValueError(f"{name} is {value}")
+
+    require(checkpoint.stage in STAGES, "stage", checkpoint.stage)
+    for name, low in (("mean", 0.0), ("std", 1e-4)):
         values = data[name] if data[name] is not None else [0.5] * 3
-        if len(values) != 3 or not all(low <= value <= high for value in values):
-            raise ValueError(f"{name} is {values}")
+        inside = [low <= value <= 1 for value in values]
+        require(len(inside) == 3 and all(inside), name, values)
     named = isinstance(classes, list) and {type(name) for name in classes} == {str}
-    if classes is not None and not (named and len(classes) == checkpoint.spec["num_classes"]):
-        raise ValueError("classes are not one name for each output")
-    if not isinstance(data["dataset"], str) or type(data["image_size"]) is not int:
-        raise TypeError("dataset or image_size")
-    checkpoint.network()
+    fits = named and len(classes) == checkpoint.spec["num_classes"]
+    require(fits or classes is None, "classes", classes)
+    require(type(data["image_size"]) is int, "image_size", data["image_size"])
+    place = data.get("directory")
+    require(isinstance(place, (str, type(None))), "directory", place)
+    top1 = checkpoint.metrics.get("top1")
+    require(top1 is None or 0 <= top1 <= 100, "top1", top1)
+    weights = checkpoint.network().state_dict()
+    for name, tensor in weights.items():
+        require(not name.endswith("running_var") or bool((tensor >= 0).all()), name, "negative")
     checkpoint.network_config()
     for spec in (checkpoint.spec, checkpoint.dense):
         cost_of(spec, data["image_size"])
     for entry in checkpoint.history:
         fill(NetworkConfig, entry["arguments"]["network"])
-        if not (isinstance(entry["stage"], str) and isinstance(entry["seed"], int)):
-            raise TypeError(f"history has {entry['stage']} with seed {entry['seed']}")
+        fill(Recipe, entry["arguments"].get("recipe") or {})
+        require(entry["stage"] in STAGES, "stage in history", entry["stage"])
+        require(0 <= entry["seed"] < 2**31, "seed", entry["seed"])
+    if record:
+        shares = record.ratio if isinstance(record.ratio, list) else [record.ratio]
+        require(all(0 <= share <= 1 for share in shares), "ratio", record.ratio)
+        require(0 <= record.share_cut <= 1, "share_cut", record.share_cut)
+        wider = [
+            n for n, width in checkpoint.spec["widths"].items() if width > record.dense["widths"][n]
+        ]
+        require(not wider, "the dense network", f"narrower in {wider[:1]}")
+        for name, mask in record.state.masks.items():
+            require(mask.shape == weights[f"{name}.weight"].shape, "mask", name)
 
 
 def load(path: str | Path) -> Checkpoint:

@@ -171,6 +171,8 @@ def run_script(
     p = build_parser()
     p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
     p.add_argument("--debug", action="store_true", help="traceback of an error")
+    if "" in sys.argv[1:]:  # of a variable that is not set; as a path it would be this folder
+        p.error("an argument is empty")
     args = p.parse_args()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)

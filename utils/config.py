@@ -57,11 +57,11 @@ class NetworkConfig(Options):
     """The network, and the images that it is for."""
 
     dataset: str = option("cifar100", "images", str, DATASETS)
-    image_size: int = option(32, "height and width in pixels", int, "[8, 1e9]")
+    image_size: int = option(32, "height and width in pixels", int, "[8, 1e4]")
     train_images: int | None = option(None, "random subset to train on", int, "[2, 1e9]")
     arch: str = option("resnet", "resnet_de: depthwise separable, with SE", str, ARCHS)
     depth: int = option(50, "number of layers", int, "[4, 1e4]")
-    width: int | None = option(None, "channels of stage 1 (default: 64 or 16)", int, "[1, 1e9]")
+    width: int | None = option(None, "channels of stage 1 (default: 64 or 16)", int, "[1, 1e4]")
     shortcut: str | None = option(None, "A, A-end: zeros; B: 1x1 (default: B or A)", str, SHORTCUTS)
     stem: str = option("cifar", STEM, str, tuple(STEMS))
     stride: str = option("3x3", "which convolution of a bottleneck has it", str, STRIDES)

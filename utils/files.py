@@ -29,7 +29,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno and not error.filename:  # of a full disk the system does not say which
+        if error.errno:  # of a full disk the system names no file
             error.filename = str(path)
         raise
     finally:

@@ -100,6 +100,12 @@ def output_folder(config: RunConfig, usual: Path, *inputs: Checkpoint | None) ->
         raise ValueError(f"--save {folder} is where the images are; choose another folder")
     if (folder / "model.pt").resolve() in [one.file.resolve() for one in inputs if one]:
         raise ValueError(f"{folder} holds an input of this stage; choose another --save")
+    old, ancestors = (
+        folder / "model.pt",
+        [e["parent"] for one in inputs if one for e in one.history],
+    )
+    if config.force and old.is_file() and sha256(old) in ancestors:
+        raise ValueError(f"{folder} holds what an input was made from; choose another --save")
     return folder
 
 
@@ -272,6 +278,9 @@ class Run(contextlib.AbstractContextManager):
             raise CheckpointError(f"{file}: damaged; --force starts over") from None
         content = checkpoints.load_file(self.model, "--force starts over")
         checkpoint = checkpoints.parse(content, self.model)
+        if result.get("sha256", checkpoint.sha256) != checkpoint.sha256:
+            problem = f"not the file that {file.name} beside it is of; --force starts over"
+            raise CheckpointError(f"{self.model}: {problem}")
         if "pruning" in result:
             self._compare(made_with)
         else:  # of format 1: brought up to date

@@ -77,6 +77,10 @@ def fit(
     steps = len(images.labels) // batch_size
     place(model, machine)
     training = _Training(model, recipe, machine, method, teacher, steps)
+    seen = {"train": len(data.train.labels), "test": len(data.test.labels), "mean": data.mean}
+    if run.state and run.state.get("images", seen) != seen:
+        problem = "the images are not those that this training began with"
+        raise ValueError(f"{run.folder}: {problem}; restore them, or start over with --force")
     rows = training.restore(run.state)
     if rows:
         run.save_log(rows)  # a process killed after the state, and before the log, lacks a line
@@ -109,7 +113,7 @@ def fit(
             raise Diverged(f"{message}; try a lower --lr, with --force")
         row |= {"loss": loss, "top1": top1, **told, "seconds": time.perf_counter() - start}
         rows.append(row)
-        run.save_state(training.state(), rows)
+        run.save_state({**training.state(), "images": seen}, rows)
         say(_line(rows, recipe.epochs))
     return Trained(*finish(), rows)
 

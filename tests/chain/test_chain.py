@@ -353,3 +353,37 @@ def test_a_process_may_be_without_a_test_image(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert rows[0]["top1"] == 100  # of one class
     assert rows[0]["loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_checkpoint_that_was_swapped_is_noticed(work):
+    folder = work / "runs/synthetic/resnet20w4/seed0"
+    run("res50prune.py", *NET, "--no-eval", cwd=work)
+    shutil.copy(folder / "l1-0.3/pruned/model.pt", folder / "baseline/model.pt")
+    told = run("main.py", *NET, *TRAIN, cwd=work)
+    assert told.returncode == 1
+    assert "baseline/model.pt: not the file that result.json" in told.stderr
+
+
+def test_force_does_not_replace_what_an_input_was_made_from(work):
+    run("res50prune.py", *NET, "--no-eval", cwd=work)
+    baseline = "runs/synthetic/resnet20w4/seed0/baseline"
+    old = (work / baseline / "model.pt").read_bytes()
+    again = ["--model", "runs/synthetic/resnet20w4/seed0/l1-0.3/pruned", "--ratio", "0.2"]
+    told = run("res50prune.py", *again, "--save", baseline, "--force", cwd=work)
+    assert told.returncode == 2
+    assert "made from" in told.stderr
+    assert (work / baseline / "model.pt").read_bytes() == old
+
+
+@pytest.mark.parametrize("how", [["--min-keep", "1000"], ["--round-to", "1000"]])
+def test_a_pruning_that_removes_nothing_is_refused(work, how):
+    told = run("res50prune.py", *NET, *how, "--no-eval", cwd=work)
+    assert told.returncode == 2
+    assert "nothing is removed" in told.stderr
+
+
+def test_an_empty_argument_is_refused(work):
+    told = run("res50prune.py", *NET, "--save", "", cwd=work)
+    assert told.returncode == 2
+    assert "an argument is empty" in told.stderr
+    assert not (work / "model.pt").exists()

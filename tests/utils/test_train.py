@@ -99,6 +99,20 @@ def test_a_line_that_the_log_lacks_is_written_again(tmp_path, data):
     assert log.read_text() == whole
 
 
+def test_other_images_do_not_join_a_training(tmp_path, data):
+    def stop(optimizer, step, total):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, data, method=Watch(stop))
+    fewer = data._replace(test=data.test.draw(50, 0))
+    with pytest.raises(ValueError, match="the images are not those"):
+        train(tmp_path, fewer)
+    _, rows = train(tmp_path, data)
+    assert len(rows) == RECIPE.epochs
+
+
 def test_one_image_is_too_few_for_batchnorm(tmp_path, data):
     with pytest.raises(ValueError, match="a batch of 1 for 1 processes is too small"):
         train(tmp_path, data._replace(train=data.train.draw(1, 0)))
