@@ -98,12 +98,10 @@ def output_folder(config: RunConfig, usual: Path, *inputs: Checkpoint | None) ->
     folder = config.save or usual
     if folder.resolve() == directory(config.data, inputs[0]).resolve():
         raise ValueError(f"--save {folder} is where the images are; choose another folder")
-    if (folder / "model.pt").resolve() in [one.file.resolve() for one in inputs if one]:
+    old, known = folder / "model.pt", [one for one in inputs if one]
+    if old.resolve() in [one.file.resolve() for one in known]:
         raise ValueError(f"{folder} holds an input of this stage; choose another --save")
-    old, ancestors = (
-        folder / "model.pt",
-        [e["parent"] for one in inputs if one for e in one.history],
-    )
+    ancestors = [entry["parent"] for one in known for entry in one.history]
     if config.force and old.is_file() and sha256(old) in ancestors:
         raise ValueError(f"{folder} holds what an input was made from; choose another --save")
     return folder
