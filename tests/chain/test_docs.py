@@ -135,6 +135,7 @@ def serve(job, arguments, work, dry):
             importlib.import_module(Path(script).stem).build_parser().parse_args(flags)
             code = 0
     if not (dry or code):
+        flags = [flag for flag in flags if flag != "--compile"]  # which takes half a minute
         flags += TINY.get(script, [])
         flags += ["--image-size", "8"] if "synthetic" in flags else []
         done = run(script, *flags, cwd=work)
