@@ -138,7 +138,7 @@ class Checkpoint:
         Raises CheckpointError if they do not fit.
         """
         try:
-            model = build(self.spec, self.state_dict)
+            model = build(self.spec, {k: tensor.detach() for k, tensor in self.state_dict.items()})
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{self.file}: does not rebuild its network: {error}") from None
         for key, tensor in self.state_dict.items():

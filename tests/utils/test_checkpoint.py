@@ -254,6 +254,17 @@ def test_other_content_is_named(tmp_path):
         C.load(tmp_path / "nowhere")
 
 
+def test_parameters_are_as_good_as_tensors(tmp_path):
+    made, _ = checkpoint()
+    made.save(tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    content["state_dict"]["bn1.running_var"].requires_grad_()
+    torch.save(content, tmp_path / "model.pt")
+    network = C.load(tmp_path).network()
+    assert not network.bn1.running_var.requires_grad
+    assert network.bn1.weight.requires_grad
+
+
 def test_a_full_disk_is_named(tmp_path):
     def write(_):
         with open("/dev/full", "wb", buffering=0) as full:
