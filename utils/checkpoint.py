@@ -16,6 +16,7 @@ from torch import nn
 
 from models import Spec, build, complete, cost_of, is_usual
 from pruning import PruningConfig, Record
+from pruning.surgery import cut_spec
 
 from . import files, format1
 from .config import NetworkConfig, Recipe, fill
@@ -142,7 +143,7 @@ class Checkpoint:
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{self.file}: does not rebuild its network: {error}") from None
         for key, tensor in self.state_dict.items():
-            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            if tensor.dtype not in (torch.float32, torch.int64):  # counters are whole numbers
                 raise CheckpointError(f"{self.file}: {key} is {tensor.dtype}, not torch.float32")
             if not tensor.isfinite().all():
                 raise CheckpointError(f"{self.file}: {key} holds NaN or infinite values")
@@ -295,7 +296,8 @@ def _check(checkpoint: Checkpoint) -> None:
         fill(NetworkConfig, entry["arguments"]["network"])
         fill(Recipe, entry["arguments"].get("recipe") or {})
         require(entry["stage"] in STAGES, "stage in history", entry["stage"])
-        require(0 <= entry["seed"] < 2**31, "seed", entry["seed"])
+        seed = entry["seed"]
+        require(type(seed) is int and 0 <= seed < 2**31, "seed", seed)
     if record:
         shares = record.ratio if isinstance(record.ratio, list) else [record.ratio]
         require(all(0 <= share <= 1 for share in shares), "ratio", record.ratio)
@@ -305,7 +307,12 @@ def _check(checkpoint: Checkpoint) -> None:
         ]
         require(not wider, "the dense network", f"narrower in {wider[:1]}")
         for name, mask in record.state.masks.items():
-            require(mask.shape == weights[f"{name}.weight"].shape, "mask", name)
+            fits = mask.dtype == torch.bool and mask.shape == weights[f"{name}.weight"].shape
+            require(fits, "mask", name)
+        pads = checkpoint.spec["pads"]
+        require(pads.keys() == record.dense["pads"].keys(), "pads", pads)
+    if checkpoint.pending:
+        cut_spec(checkpoint.spec, record.state.kept_channels())
 
 
 def load(path: str | Path) -> Checkpoint:

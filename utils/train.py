@@ -19,6 +19,7 @@ from pruning import Method, State
 from pruning.allocation import Kept
 from pruning.surgery import cut, cut_tensors
 
+from .checkpoint import CheckpointError
 from .config import LR_SCHEDULES, Recipe
 from .data import Data, Split, epoch_batches, normalize, pad_for_crops
 from .device import Machine, place, rank, world_size
@@ -81,7 +82,11 @@ def fit(
     if run.state and run.state.get("images", seen) != seen:
         problem = "the images are not those that this training began with"
         raise ValueError(f"{run.folder}: {problem}; restore them, or start over with --force")
-    rows = training.restore(run.state)
+    try:
+        rows = training.restore(run.state)
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"{run.resume}: damaged ({told}); --force starts over") from None
     if rows:
         run.save_log(rows)  # a process killed after the state, and before the log, lacks a line
     method.on_start(model)
@@ -179,6 +184,9 @@ class _Training:
             return []
         for name in SAVED:
             getattr(self, name).load_state_dict(saved[name])
+        for name, tensor in self.model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} holds NaN or infinite values")
         self.method.state = self.method.State.from_dict(saved["method"])
         say(f"going on after epoch {len(saved['rows'])}")
         return saved["rows"]

@@ -8,6 +8,7 @@ import torch
 from models import build, new_spec
 from pruning import Method, PruningConfig
 from utils import data as D
+from utils.checkpoint import CheckpointError
 from utils.config import LR_SCHEDULES, Recipe
 from utils.device import Machine
 from utils.run import Run
@@ -111,6 +112,29 @@ def test_other_images_do_not_join_a_training(tmp_path, data):
         train(tmp_path, fewer)
     _, rows = train(tmp_path, data)
     assert len(rows) == RECIPE.epochs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("optimizer"),
+        lambda state: state.update(schedule=3),
+        lambda state: state["model"].pop("bn1.bias"),
+        lambda state: state["model"]["bn1.bias"].fill_(math.nan),
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path, data, change):
+    def stop(optimizer, step, total):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, data, method=Watch(stop))
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "resume.pt")
+    with pytest.raises(CheckpointError, match=r"resume\.pt: damaged \(.*\); --force starts over"):
+        train(tmp_path, data)
 
 
 def test_one_image_is_too_few_for_batchnorm(tmp_path, data):
