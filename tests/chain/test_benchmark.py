@@ -92,7 +92,10 @@ def test_run_folders_keep_their_rows(seed, tmp_path):
     result(run("benchmark.py", seed / "baseline", *once, "fused", cwd=tmp_path))
     result(run("benchmark.py", seed / "baseline", *once, "eager", cwd=tmp_path))
     kept = json.loads((seed / "baseline/benchmark.json").read_text())
-    assert [row["engine"] for row in kept] == ["fused", "eager"]  # the latest is the last
+    *older, latest = kept
+    assert latest["engine"] == "eager"
+    both = ["eager", "fused"] * latest["busy"]  # a sound time outlives one of a busy machine
+    assert [row["engine"] for row in older] in (["fused"], both)
     assert all(row["machine"]["device"] == "cpu" for row in kept)
     result(run("main.py", *NET, *TRAIN, "--force", "--lr", "0.01", cwd=tmp_path))
     result(run("benchmark.py", seed / "baseline", *once, "eager", cwd=tmp_path))
