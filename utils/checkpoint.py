@@ -302,15 +302,14 @@ def _check(checkpoint: Checkpoint) -> None:
         shares = record.ratio if isinstance(record.ratio, list) else [record.ratio]
         require(all(0 <= share <= 1 for share in shares), "ratio", record.ratio)
         require(0 <= record.share_cut <= 1, "share_cut", record.share_cut)
-        wider = [
-            n for n, width in checkpoint.spec["widths"].items() if width > record.dense["widths"][n]
-        ]
-        require(not wider, "the dense network", f"narrower in {wider[:1]}")
+        for name, width in checkpoint.spec["widths"].items():
+            dense = record.dense["widths"][name]
+            require(width <= dense, f"dense width of {name}", f"{dense}, less than {width}")
         for name, mask in record.state.masks.items():
             fits = mask.dtype == torch.bool and mask.shape == weights[f"{name}.weight"].shape
             require(fits, "mask", name)
-        pads = checkpoint.spec["pads"]
-        require(pads.keys() == record.dense["pads"].keys(), "pads", pads)
+        pads, before = checkpoint.spec["pads"], record.dense["pads"]
+        require(pads.keys() == before.keys(), "pads", pads)
     if checkpoint.pending:
         cut_spec(checkpoint.spec, record.state.kept_channels())
 
