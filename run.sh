@@ -4,11 +4,14 @@
 #     bash run.sh                                    a demo on generated images, a few minutes
 #     bash run.sh --dataset cifar100 --depth 50      the real thing; flags that all stages take
 #     METHODS="l1, soft, weight --gradual" RATIOS="0.5 0.7" EPOCHS=30 TUNE_EPOCHS=10 bash run.sh
+#     METHODS="l1, soft" TARGETS="0.5 0.25" ONE_TRAINING=1 CONTROLS=1 bash run.sh
 #
 # METHODS are separated by commas and may carry flags of res50prune.py; those that do not say how
-# much to prune run at each of RATIOS. CONTROLS=1 adds the dense network trained longer and, for
-# the first method, the pruned shapes trained from scratch. TRAIN, TUNE and BENCH are more flags of
-# main.py, finetune.py and benchmark.py. Call it again at any time: finished stages are skipped.
+# much to prune run at each of RATIOS or, if given, of TARGETS (shares of the MACs to keep).
+# ONE_TRAINING=1 prunes while the network trains, not afterwards. CONTROLS=1 adds the shapes that the
+# first method left, trained from scratch, and after fine-tuning the dense network trained longer.
+# TRAIN, TUNE and BENCH are more flags of main.py, finetune.py and benchmark.py. Call it again at any
+# time: finished stages are skipped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
@@ -24,12 +27,14 @@ case " $* " in
 esac
 train="--epochs ${EPOCHS:=$epochs} ${TRAIN:-}" tune="--epochs ${TUNE_EPOCHS:=$tune_epochs} ${TUNE:-}"
 ways=() first= # ways to prune, as flags; how many of them are the first method's
+amount=--ratio amounts=${RATIOS:-0.3 0.6 0.9}
+[ -z "${TARGETS:-}" ] || amount=--target-macs amounts=$TARGETS
 : "${METHODS:=l1}"
 IFS=, read -ra methods <<<"${METHODS//, /,}"
 for method in "${methods[@]}"; do
     case $method in
         *--ratio* | *--target* | *--pattern*) ways+=("--method $method") ;;
-        *) for ratio in ${RATIOS:-0.3 0.6 0.9}; do ways+=("--method $method --ratio $ratio"); done ;;
+        *) for value in $amounts; do ways+=("--method $method $amount $value"); done ;;
     esac
     : "${first:=${#ways[@]}}"
 done
@@ -38,8 +43,9 @@ for ((i = 1; i <= $#; i++)); do
     case ${!i} in --device=* | --threads=* | --precision=*) machine+=("${!i}") ;; esac
     case ${!i} in --device | --threads | --precision) machine+=("${@:i:2}") ;; esac
 done
-[ "${CONTROLS:-}" = 1 ] && controls=$((1 + first)) || controls=0
-number=0 total=$((3 + 2 * ${#ways[@]} + controls))
+[ "${ONE_TRAINING:-}" = 1 ] && once=1 || once=0
+[ "${CONTROLS:-}" = 1 ] && controls=$((1 - once + first)) || controls=0
+number=0 total=$((3 + (2 - once) * ${#ways[@]} + controls))
 
 title() { echo "[$((++number))/$total] ${1//--/}" >&2; }
 stage() { # stage TITLE SCRIPT FLAG...; leaves the path of what it wrote in $checkpoint
@@ -52,15 +58,19 @@ stage() { # stage TITLE SCRIPT FLAG...; leaves the path of what it wrote in $che
 stage "train" main.py "$@" $train
 dense=$checkpoint networks=()
 for way in "${ways[@]}"; do
-    stage "prune $way" res50prune.py "$@" $way
-    stage "fine-tune $way" finetune.py "$@" $way $tune
+    if [ $once = 1 ]; then
+        stage "train and prune $way" main.py "$@" $way $train
+    else
+        stage "prune $way" res50prune.py "$@" $way
+        stage "fine-tune $way" finetune.py "$@" $way $tune
+    fi
     networks+=("$checkpoint")
 done
 if [ $controls != 0 ]; then
-    stage "train longer" finetune.py "$@" --refine "$dense" $tune
+    [ $once = 1 ] || stage "train longer" finetune.py "$@" --refine "$dense" $tune
+    epochs=$((EPOCHS + (1 - once) * TUNE_EPOCHS))
     for like in "${networks[@]:0:first}"; do
-        stage "from scratch" main.py "$@" --like "$like" $train --epochs $((EPOCHS + TUNE_EPOCHS))
-        networks+=("$checkpoint")
+        stage "from scratch" main.py "$@" --like "$like" $train --epochs $epochs
     done
 fi
 seed=$(dirname "$(dirname "$dense")")

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The study behind docs/results.md: what pruning does to ResNets on CIFAR-100, with its controls.
 #
-#     bash study.sh thin       depth 20, three seeds
-#     bash study.sh small      depth 26 at width 16, standard and separable
-#     bash study.sh large      depth 50, standard and separable; wants a GPU
+#     bash study.sh thin       depth 20: pruned in one training, and after a short one
+#     bash study.sh large      depth 50: pruned in one training; wants a GPU
+#     bash study.sh literal    depth 20: the recipes of the papers at 30, 60 and 90 %
+#     bash study.sh small      the same for depth 26 at width 16, standard and separable
 #     bash study.sh publish    figures of finished stages into docs/results; their report into report/
 #
 # More flags go to all stages: SEEDS="0 1" bash study.sh thin --data ~/images --threads 2. It can
@@ -12,18 +13,18 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 part=${1:---help}
 [ $# = 0 ] || shift
-methods="l1, soft --schedule asymptotic, weight, l1 --criterion random"
-train="--lr 0.2 --label-smoothing 0 --compile" tune="--label-smoothing 0 --compile"
+networks=("--depth 20") epochs=42 tune_epochs=22 once=1 targets=
+flags="--label-smoothing 0 --compile" # of every training
+papers="l1, soft --schedule asymptotic, weight, l1 --criterion random"
 case $part in
-    thin) networks=("--depth 20") epochs=32 tune_epochs=10 seeds="0 1 2" ;;
+    thin) seeds="5 6 7" methods="l1, soft" targets="0.69 0.387 0.093" ;;
+    large)
+        networks=("--depth 50") seeds=0 epochs=40 flags="--batch-size 256 --compile"
+        methods="l1 --round-to 8" targets="0.5 0.25 0.125" ;;
+    literal) seeds="0 1 2" methods=$papers once=0 epochs=32 tune_epochs=10 ;;
     small)
         networks=("--depth 26 --width 16" "--depth 26 --width 16 --arch resnet_de")
-        epochs=20 tune_epochs=5 seeds="0 1" ;;
-    large)
-        networks=("--depth 50" "--depth 50 --arch resnet_de") epochs=200 tune_epochs=40 seeds=0
-        train="--lr 0.2 --batch-size 256 --compile" tune="--batch-size 256 --compile"
-        # PruningBench's three sizes: 2, 4 and 8 times fewer MACs, the residual sum cut too.
-        for share in 0.5 0.25 0.125; do methods+=", l1 --scope all --target-macs $share"; done ;;
+        seeds="0 1" methods=$papers once=0 epochs=20 tune_epochs=5 ;;
     publish)
         source "$here/setup.sh"
         setup requirements.txt
@@ -32,12 +33,23 @@ case $part in
         exec python "$here/report.py" "$here/docs/results" --save report ;;
     *) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; [[ $part == -h || $part == --help ]] || exit 2; exit ;;
 esac
-export METHODS=${METHODS:-$methods} CONTROLS=${CONTROLS:-1}
+export METHODS=${METHODS:-$methods} TARGETS=${TARGETS:-$targets} CONTROLS=${CONTROLS:-1} ONE_TRAINING=$once
 export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
-export TRAIN="$train ${TRAIN:-}" TUNE="$tune ${TUNE:-}"
+export TRAIN="--lr 0.2 $flags ${TRAIN:-}" TUNE="$flags ${TUNE:-}"
 export BENCH=${BENCH:---engines eager fused compile --profile}
 for seed in ${SEEDS:-$seeds}; do
     for network in "${networks[@]}"; do
         bash "$here/run.sh" --dataset cifar100 --seed "$seed" $network "$@"
+    done
+    [ $part = thin ] || continue
+    # The other order: a short dense training, then the cut. Together as many epochs.
+    source "$here/setup.sh"
+    setup requirements.txt
+    run() { python "$here/$1" --dataset cifar100 --seed "$seed" --depth 20 "${@:2}" >/dev/null; }
+    short=runs/cifar100/resnet20/seed$seed/short
+    run main.py "$@" $TRAIN --epochs $((EPOCHS - TUNE_EPOCHS)) --save "$short"
+    for share in $TARGETS; do
+        run res50prune.py "$@" --model "$short" --target-macs "$share"
+        run finetune.py "$@" --target-macs "$share" $TUNE --lr 0.1 --epochs "$TUNE_EPOCHS"
     done
 done

@@ -91,16 +91,21 @@ class Study(NamedTuple):
     left_out: list[str]
 
     def dense(self, network: str) -> Cell | None:
-        """The dense network; of several kinds, the one with the most seeds."""
+        """The dense network; of several kinds, the one with the most seeds, then epochs."""
         kinds = [cell for cell in self.cells[network] if cell.identity.series == DENSE]
-        return max(kinds, key=lambda cell: len(cell.runs), default=None)
+        return max(kinds, key=lambda cell: (len(cell.runs), cell.identity.epochs), default=None)
 
     def to_dense(self, cell: Cell) -> list[float]:
-        """Top-1 minus that of the dense network which each run came from, or has its seed."""
-        dense = self.dense(cell.identity.network)
-        if not dense or cell.identity.series == DENSE:
+        """Top-1 minus that of the dense network which each run came from.
+
+        Without one, of the dense network with its seed; of several, with the nearest epochs.
+        """
+        dense = [c for c in self.cells[cell.identity.network] if c.identity.series == DENSE]
+        if cell in dense:
             return []
-        by_seed, found = {run["seed"]: run for run in dense.runs}, []
+        epochs = sum(cell.identity.epochs)
+        dense.sort(key=lambda other: -abs(sum(other.identity.epochs) - epochs))
+        by_seed, found = {run["seed"]: run for other in dense for run in other.runs}, []
         for run in cell.runs:
             root = lineage(run, self.runs)[0]
             if root["stage"] in ("baseline", "imported"):
@@ -230,10 +235,12 @@ def _identity(result: dict[str, Any]) -> Identity:
     network += [f"{config.train_images} images"] * bool(config.train_images)
     recipe = arguments["recipe"] if stage in TRAINED else {"name": "default"}
     remarks = {recipe["name"]: recipe["name"] != "default", "taught": recipe.get("teacher")}
-    remarks |= {"recalibrated": recipe.get("recalibrate"), "from the start": stage == "scratch"}
+    remarks |= {"recalibrated": recipe.get("recalibrate"), "during training": stage == "scratch"}
     training = tuple(remark for remark, holds in remarks.items() if holds)
     steps = tuple(PruningConfig.from_dict({**step, "seed": 0}) for step in result["pruning"])
-    methods = " + ".join(" ".join([step.method, *special(step)]) for step in steps) or DENSE
+    once = stage in ("scratch", "like")  # pruned in one training, which is gradual anyway
+    kinds = [replace(step, gradual=step.gradual and not once) for step in steps]
+    methods = " + ".join(" ".join([step.method, *special(step)]) for step in kinds) or DENSE
     series = " ".join(filter(None, [methods, *training, CONTROLS.get(control)]))
     names = " ".join(network), steps[-1].method if steps else DENSE, series
     amount = " + ".join(map(_amount, steps))

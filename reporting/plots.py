@@ -24,6 +24,7 @@ COLORS = {DENSE: GRAY, "l1": "#3b76d6", "soft": "#e8871e", "weight": "#2ca25f"}
 COLORS |= {"random": "#a35cc9", "scratch": "#d6455d", "longer": GRAY}
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 FIRST = ("Top-1 against speedup", "Top-1 against MACs")
+TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # of an axis of gains
 NOISE = 1.03  # a plot whose values all lie within 3 % shows nothing
 matplotlib.style.use(Path(__file__).with_name("plots.mplstyle"))
 INK = matplotlib.rcParams["text.color"]  # stands for the color of the text around the plot
@@ -35,8 +36,9 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     """Title -> figure, of all that have something to show for a network."""
     cells = study.cells[network]
     tuned = [cell for cell in cells if cell.runs[0]["stage"] == "finetuned"]
-    macs = [(mac_reduction(study, cell), cell) for cell in cells]
-    times = [(cell.mean("measured_speedup"), cell) for cell in cells]
+    shown = [c for c in cells if c.identity.series != DENSE or c is study.dense(network)]
+    macs = [(mac_reduction(study, cell), cell) for cell in shown]
+    times = [(cell.mean("measured_speedup"), cell) for cell in shown]
     figures = {
         FIRST[0]: accuracy(times, "speedup, measured"),
         FIRST[1]: accuracy(macs, "MAC reduction"),
@@ -66,6 +68,10 @@ def accuracy(points: Sequence[tuple], label: str) -> Figure | None:
         lines.append((cells[0].identity, name, x, [c.mean("top1") for c in cells], spread))
     figure = draw(label, "top-1 %", lines)
     (axes,) = figure.axes
+    axes.set_xscale("log")
+    axes.set_xticks(TICKS, minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(0.93 * min(gains), 1.08 * max(gains))
     axes.xaxis.set_major_formatter("{x:g}x")
     return figure
 

@@ -24,8 +24,29 @@ def bash(*command, cwd, **env):
     )
 
 
+def test_the_study_prunes_in_one_training_and_in_two(tmp_path):
+    env = {**TINY, "TARGETS": "0.5", "METHODS": "l1", "EPOCHS": "2"}
+    told = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **env)
+    assert told.returncode == 0, told.stderr
+    assert re.findall(r"^\[(\d/\d)\] (.+)$", told.stderr, re.MULTILINE) == [
+        ("1/5", "train"),
+        ("2/5", "train and prune method l1 target-macs 0.5"),
+        *[("3/5", "from scratch"), ("4/5", "measure"), ("5/5", "report")],
+    ]
+    found = {}
+    for file in tmp_path.rglob("result.json"):
+        one = json.loads(file.read_text())
+        epochs = one["arguments"].get("recipe", {}).get("epochs")
+        found[one["stage"], one["control"], epochs] = one["widths"]
+    assert set(found) == {
+        *[("baseline", None, 2), ("scratch", None, 2), ("like", "scratch", 2)],
+        *[("baseline", None, 1), ("pruned", None, None), ("finetuned", None, 1)],
+    }
+    assert found["scratch", None, 2] == found["like", "scratch", 2] != found["baseline", None, 2]
+
+
 def test_the_grid_with_its_controls_is_done_once(tmp_path):
-    first = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **TINY)
+    first = bash(ROOT / "study.sh", "literal", *NET, cwd=tmp_path, **TINY)
     assert result(first)["runs"] == 7
     titles = re.findall(r"^\[(\d)/(\d)\] (.+)$", first.stderr, re.MULTILINE)
     assert [int(number) for number, _, _ in titles] == list(range(1, 10))
@@ -42,7 +63,7 @@ def test_the_grid_with_its_controls_is_done_once(tmp_path):
     assert (longer["arguments"]["recipe"]["epochs"], longer["control"]) == (1, "longer")
     assert len([file for file in written if file.name == "benchmark.json"]) == 5
     again = {**TINY, "METHODS": "l1", "CONTROLS": "0"}
-    result(bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **again))
+    result(bash(ROOT / "study.sh", "literal", *NET, cwd=tmp_path, **again))
     changed = [file for file, time in written.items() if file.stat().st_mtime_ns != time]
     assert {file.name for file in changed} == {"benchmark.json"}
 

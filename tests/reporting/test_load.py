@@ -54,7 +54,7 @@ def test_folder_names_mean_nothing(study):
             ("teacher", "a hash", "l1 taught"),
             ("recalibrate", True, "l1 recalibrated"),
         )),
-        (lambda r: r.update(stage="scratch"), "l1 from the start"),
+        (lambda r: r.update(stage="scratch"), "l1 during training"),
     ],
 )  # fmt: skip
 def test_what_differs_in_more_than_the_seed_is_another_cell(study, change, series):
@@ -109,6 +109,21 @@ def test_the_dense_network_that_it_came_from_counts(study):
         write(study / f"other{seed}", "baseline", seed=seed, top1=75.0, epochs=50)
     l1 = cell(load([study]), "l1", "60 %")
     assert load([study]).to_dense(l1) == [-4.0, -4.0]
+
+
+def test_what_was_pruned_in_training_is_compared_with_as_long_a_training(study):
+    usual = {"scope": "all", "allocation": "cost", "min_keep": 0.1}  # with a target
+    ramp = step(ratio=None, target_macs=0.5, gradual=True, **usual)
+    for seed in (0, 1):
+        write(study / f"longer{seed}", "baseline", seed=seed, top1=75.0, epochs=50)
+        write(study / f"once{seed}", "scratch", ramp, seed=seed, top1=73.0, epochs=42)
+        twin = {"top1": 72.0, "control": "scratch"}
+        write(study / f"like{seed}", "like", ramp, seed=seed, epochs=42, **twin)
+    found = load([study])
+    once = cell(found, "l1 during training", "macs 0.5")  # which always is gradual
+    assert found.to_dense(once) == [-2.0, -2.0]
+    assert found.to_control(once, "scratch") == [1.0, 1.0]
+    assert found.to_dense(cell(found, "l1 from scratch", "macs 0.5")) == [-3.0, -3.0]
 
 
 def test_the_machine_where_most_was_timed_counts(study):
