@@ -28,7 +28,7 @@ import torch
 from measurement.engines import ENGINES, FILES, IN_TORCH
 from measurement.memory import peak_memory
 from measurement.rows import Subject, compare, costs_of, keep, layers_of, measure, reasons, remarks
-from measurement.runtimes import FORMATS, require
+from measurement.runtimes import require
 from measurement.timing import profile
 from pruning.config import Options, flag, option
 from utils import checkpoint as checkpoints
@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict:
     plan, machine = fill(Plan, vars(args)), prepare(fill(RunConfig, vars(args)))
     for engine in sorted(FILES.keys() & plan.engines):
-        require(*FORMATS[FILES[engine]].needs)
+        require(*FILES[engine].needs)
     subjects, largest = load(args.checkpoints, vars(args)), max(plan.batch_size)
     first, shape = subjects[0], subjects[0].shape(largest)
     costs = [costs_of(subject) for subject in subjects]

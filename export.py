@@ -2,11 +2,15 @@
 
     python export.py runs/cifar100/resnet50/seed0/l1-0.6/finetuned
     python export.py CKPT --raw-input --format openvino --save slim.xml
+    python export.py CKPT --int8 --max-drop 0.5
     python export.py CKPT --format torch
 
 Writes ONNX, torch.export or OpenVINO, for batches of any size, with classes, normalization and
 lineage in the file's metadata. The file is then loaded again and run on real test images: it is
 kept only if it gives the logits of the checkpoint. onnx and openvino want requirements-deploy.txt.
+
+--int8 quantizes weights and activations; training images tell the range of the activations. Such a
+file is kept only if it loses at most --max-drop points of top-1 on the test images.
 """
 
 import utils.early  # noqa: F401
@@ -14,22 +18,26 @@ import utils.early  # noqa: F401
 import argparse
 import contextlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from measurement.engines import FileEngine, folded
 from measurement.runtimes import FORMATS, REFERENCE, require
 from utils import cli
 from utils.checkpoint import Checkpoint
 from utils.config import RunConfig
-from utils.data import Data, normalize
+from utils.data import Data, Split, normalize
 from utils.files import plain, write_atomically
 from utils.run import data_for, network_for, read_parent, require_finished
 
 TOLERANCE = 1e-3  # on logits, or of the largest logit if that is above 1; float32
-IMAGES = 256
+IMAGES = 256  # whose logits are compared
+CALIBRATION = 512  # training images, for the range of activations
+BATCH = 500
 # What a user of the file writes, in Python.
 LOAD = {
     "onnx": 'onnxruntime.InferenceSession("{}").run(None, {{"images": images}})',
@@ -59,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=FORMATS, default="onnx", help="of the file")
     raw = "take uint8 images (n, height, width, 3) and normalize them in the file"
     p.add_argument("--raw-input", action="store_true", help=raw)
+    p.add_argument("--int8", action="store_true", help="quantize; for onnx and openvino")
+    drop = "points of top-1 that --int8 may lose (default: 1)"
+    p.add_argument("--max-drop", type=float, metavar="X", help=drop)
     p.add_argument("--save", type=Path, metavar="FILE", help="(default: model.* beside CKPT)")
     cli.add_flags(p, RunConfig, "data")
     p.add_argument("--force", action="store_true", help="replace FILE, whatever it is")
@@ -68,33 +79,47 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     format_ = FORMATS[args.format]
-    require(*format_.needs)
+    if args.int8 and args.format == "torch":
+        raise ValueError("--int8 is for the formats onnx and openvino")
+    if args.max_drop is not None and not (args.int8 and 0 <= args.max_drop <= 100):
+        raise ValueError("--max-drop goes with --int8, and is from 0 to 100 points")
+    require(*FileEngine(args.format, args.int8).needs)
     checkpoint = read_parent(args.checkpoint, vars(args), "")
     require_finished(checkpoint)
-    target = args.save or checkpoint.file.with_suffix(format_.suffix)
+    target = args.save or checkpoint.file.with_suffix(".int8" * args.int8 + format_.suffix)
     config = network_for(vars(args), checkpoint)
     data = data_for(config, args.data, checkpoint, download=False)
     network = checkpoint.network().eval()
-    notes = metadata(checkpoint, data, args.raw_input)
+    notes = metadata(checkpoint, data, args.raw_input, args.int8)
     check_target(target, checkpoint.file, args.format, None if args.force else notes)
 
-    images = data.test.images[:IMAGES]
-    inputs = normalize(images, data.mean, data.std).contiguous()
-    with torch.inference_mode():
-        expected = network(inputs)
-    if args.raw_input:
-        network, inputs = RawInput(network, data), images
+    def inputs(images: Tensor) -> Tensor:
+        """Images as the file takes them."""
+        return images if args.raw_input else normalize(images, data.mean, data.std).contiguous()
+
+    whole = folded(network) if args.int8 else network
+    whole = RawInput(whole, data) if args.raw_input else whole
+    images = data.train.draw(CALIBRATION, seed=0).images if args.int8 else data.test.images[:IMAGES]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, target.name)
-        format_.write(network, inputs[:2], file, notes)
-        difference = verify(args.format, file, inputs, expected, notes)
+        format_.write(whole, inputs(images), file, notes, args.int8)
+        if args.int8:
+            most = 1.0 if args.max_drop is None else args.max_drop
+            checked = verify_top1(args.format, file, inputs, whole, data.test, most)
+        else:
+            with torch.inference_mode():
+                expected = whole(inputs(images))
+            difference = verify_logits(args.format, file, inputs(images), expected)
+            checked = {"images": len(images), "max_logit_difference": difference}
+        if format_.metadata(file) != notes:
+            raise ExportError(f"{args.format}: the metadata did not survive; no file was written")
         written = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     # The file itself last, its weights first.
     for name, content in sorted(written.items(), key=lambda item: item[0] == target.name):
         write_atomically(target.with_name(name), lambda file, content=content: file.write(content))
     result = {"stage": "export", "checkpoint": str(checkpoint.file), "file": str(target)}
-    result |= {"format": args.format, "raw_input": args.raw_input, "images": len(images)}
-    return {**result, "bytes": sum(map(len, written.values())), "max_logit_difference": difference}
+    result |= {"format": args.format, "raw_input": args.raw_input, "int8": args.int8}
+    return {**result, **checked, "bytes": sum(map(len, written.values()))}
 
 
 def check_target(target: Path, source: Path, format_: str, notes: dict | None) -> None:
@@ -118,35 +143,60 @@ def check_target(target: Path, source: Path, format_: str, notes: dict | None) -
     raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
 
 
-def metadata(checkpoint: Checkpoint, data: Data, raw: bool) -> dict[str, Any]:
+def metadata(checkpoint: Checkpoint, data: Data, raw: bool, int8: bool) -> dict[str, Any]:
     """What a user of the file must know, and where it comes from."""
     size = data.image_size
     images = f"uint8 (n, {size}, {size}, 3), RGB"
     normalized = f"float32 (n, 3, {size}, {size}), RGB / 255, minus mean, divided by std"
     notes = {"input": images if raw else normalized, "checkpoint": checkpoint.sha256}
+    notes |= {"precision": "int8" if int8 else "fp32"}
     notes |= {"metrics": checkpoint.metrics, "history": checkpoint.history}
     told = {key: value for key, value in data.description().items() if key != "directory"}
     return plain({**told, **notes})
 
 
-def verify(format_: str, file: Path, inputs: Tensor, expected: Tensor, notes: dict) -> float:
+def verify_logits(format_: str, file: Path, inputs: Tensor, expected: Tensor) -> float:
     """Largest difference of the file's logits, in a batch and alone; ExportError if too large."""
     bind = FORMATS[format_].load(file, REFERENCE)
     differences = [(bind(inputs[:n])() - expected[:n]).abs().max() for n in (len(inputs), 1)]
     difference = torch.stack(differences).max().item()  # NaN if any is, unlike Python's max
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise ExportError(f"{format_}: the logits differ by {difference:.1e}; no file was written")
-    if FORMATS[format_].metadata(file) != notes:
-        raise ExportError(f"{format_}: the metadata did not survive; no file was written")
     return difference
+
+
+def verify_top1(
+    format_: str,
+    file: Path,
+    inputs: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    test: Split,
+    most: float,
+) -> dict[str, float]:
+    """Top-1 of the file and of the network that it was made from; ExportError above `most` points
+    of loss. `inputs` makes of uint8 images what both take."""
+    bind, right = FORMATS[format_].load(file, REFERENCE), torch.zeros(2)
+    for images, labels in zip(test.images.split(BATCH), test.labels.split(BATCH), strict=True):
+        x = inputs(images)
+        with torch.inference_mode():
+            both = torch.stack([bind(x)(), network(x)])
+        right += (both.argmax(-1) == labels).sum(-1)
+    top1, before = (100 * right.double() / len(test.labels)).tolist()
+    if before - top1 > most:
+        told = f"top-1 falls from {before:.2f} to {top1:.2f} %, more than --max-drop {most:g}"
+        raise ExportError(f"{format_}, int8: {told}; no file was written")
+    return {"images": len(test.labels), "top1": top1, "top1_before": before}
 
 
 def summary(result: dict[str, Any]) -> str:
     """The file, how well it fits its checkpoint, and how to load it."""
-    images, load = result["images"], LOAD[result["format"]]
+    images, load = f"{result['images']} test images", LOAD[result["format"]]
+    if result["int8"]:
+        checked = f"top-1     {result['top1_before']:.2f} % -> {result['top1']:.2f} % on {images}"
+    else:
+        checked = f"logits    within {result['max_logit_difference']:.1e} on {images}"
     return (
-        f"file      {result['file']}, {result['bytes'] / 1e6:.2f} MB\n"
-        f"logits    within {result['max_logit_difference']:.1e} on {images} test images\n"
+        f"file      {result['file']}, {result['bytes'] / 1e6:.2f} MB\n{checked}\n"
         f"next      {load.format(result['file'])}"
     )
 

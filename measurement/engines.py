@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,32 +60,54 @@ def compiled(network: nn.Module, machine: Machine) -> Bind:
     return bind
 
 
-def _from_file(format_: str, network: nn.Module, machine: Machine) -> Bind:
+def _from_file(engine: str, network: nn.Module, machine: Machine) -> Bind:
     """The file of a network in the runtime of its format."""
 
     @cache
     def load(size: int) -> Bind:
         with tempfile.TemporaryDirectory() as folder:
-            file = write_for(format_, network, size, Path(folder))
-            return FORMATS[format_].load(file, machine)
+            file = write_for(engine, network, size, Path(folder))
+            return FORMATS[FILES[engine].format].load(file, machine)
 
     return lambda images: load(images.shape[-1])(images)
 
 
-def write_for(format_: str, network: nn.Module, size: int, folder: Path) -> Path:
-    """The network as a file in `folder` for images of `size` pixels; returns the file."""
-    file = folder / f"model{FORMATS[format_].suffix}"
-    FORMATS[format_].write(network, torch.zeros(2, 3, size, size), file, {})
+def write_for(engine: str, network: nn.Module, size: int, folder: Path) -> Path:
+    """The network as a file in `folder` for images of `size` pixels; returns the file.
+
+    With int8 the ranges are those of random images, which is good enough for its time.
+    """
+    format_ = FORMATS[FILES[engine].format]
+    file, images = folder / f"model{format_.suffix}", torch.randn(64, 3, size, size)
+    int8 = FILES[engine].int8
+    format_.write(folded(network) if int8 else network, images, file, {}, int8)
     return file
 
 
+class FileEngine(NamedTuple):
+    """What a runtime loads."""
+
+    format: str
+    int8: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Optional packages."""
+        return FORMATS[self.format].needs + ("onnxruntime",) * self.int8
+
+
 IN_TORCH = ("eager", "fused")  # quick to prepare, and PyTorch's profiler and allocator see them
-FILES = {"onnxruntime": "onnx", "openvino": "openvino"}  # engine -> the format that it runs
+FILES = {
+    "onnxruntime": FileEngine("onnx"),
+    "openvino": FileEngine("openvino"),
+    "onnxruntime-int8": FileEngine("onnx", int8=True),
+    "openvino-int8": FileEngine("openvino", int8=True),
+}
 ENGINES: dict[str, Callable[[nn.Module, Machine], Bind]] = {
     "eager": eager,
     "fused": fused,
     "compile": compiled,
-    **{engine: partial(_from_file, format_) for engine, format_ in FILES.items()},
+    **{engine: partial(_from_file, engine) for engine in FILES},
 }
 
 

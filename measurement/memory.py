@@ -46,7 +46,7 @@ def peak_memory(
     ):
         # Here, since what writes a file needs more memory than what runs it.
         if engine in FILES:
-            file = write_for(FILES[engine], network, shape[-1], Path(folder))
+            file = write_for(engine, network, shape[-1], Path(folder))
         else:
             file = Path(folder, "network.pt")
             torch.save((spec_of(network), network.state_dict()), file)
@@ -82,7 +82,7 @@ def _resident_growth(file: Path, shape: tuple, machine: Machine, engine: str) ->
         return None
     before = _peak()
     if engine in FILES:
-        bind = FORMATS[FILES[engine]].load(file, machine)
+        bind = FORMATS[FILES[engine].format].load(file, machine)
     else:
         bind = ENGINES[engine](build(*torch.load(file, weights_only=True)), machine)
     bind(x)()

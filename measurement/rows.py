@@ -17,7 +17,7 @@ from utils.device import Machine, describe
 from utils.files import locked, write_json
 from utils.log import say
 
-from .engines import ENGINES, eager
+from .engines import ENGINES, FILES, eager
 from .runtimes import REFERENCE
 from .timing import Timing, interleaved, layer_times
 
@@ -67,7 +67,8 @@ def measure(
     """
     bound = [ENGINES[engine](subject.network, machine) for subject in subjects]
     bf16 = machine.dtype == torch.bfloat16 and engine != "onnxruntime"  # see _load_onnx
-    start = {"engine": engine, "precision": "bf16" if bf16 else "fp32"}
+    precision = "int8" if engine in FILES and FILES[engine].int8 else "bf16" if bf16 else "fp32"
+    start = {"engine": engine, "precision": precision}
     rows = [{**start, "logit_difference_share": 0.0, "images_per_second": 0.0} for _ in subjects]
     for batch in dict.fromkeys((1, *batches)):
         say(f"{engine}: {len(subjects)} networks, batch {batch}")

@@ -4,11 +4,14 @@ For each format: how a file is written, how its metadata is read, and how it is 
 runs it. The engines of benchmark.py and the check of export.py both go through here.
 """
 
+import contextlib
 import importlib.util
 import io
 import json
+import logging
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,28 +46,69 @@ class Format(NamedTuple):
     """A file format, and the runtime that it is for.
 
     `write(network, example, file, metadata)` takes a batch of at least two images; the file then
-    takes batches of any size. `metadata(file)` executes nothing, whatever the file is.
+    takes batches of any size. With `int8` the example is also what the ranges of the activations
+    are taken from, and BatchNorm should be folded. `metadata(file)` executes nothing, whatever the
+    file is.
     `load(file, machine)` is for files that were written just now: it may execute what they hold.
     It returns a function that binds the file to a batch; what that returns gives the logits.
     """
 
     suffix: str
     needs: tuple[str, ...]  # optional packages
-    write: Callable[[nn.Module, Tensor, Path, Metadata], None]
+    write: Callable[..., None]  # (network, example, file, metadata, int8=False)
     metadata: Callable[[Path], Metadata]
     load: Callable[[Path, Machine], Bind]
 
 
-def _to_onnx(network: nn.Module, example: Tensor) -> torch.onnx.ONNXProgram:
+def _to_onnx(network: nn.Module, example: Tensor, int8: bool) -> Any:
+    """An onnx.ModelProto."""
     options = {"dynamo": True, "verbose": False, "dynamic_shapes": ANY_BATCH}
     names = {"input_names": ["images"], "output_names": ["logits"]}
-    return torch.onnx.export(network.eval(), (example,), **options, **names)
+    program = torch.onnx.export(network.eval(), (example[:2],), **options, **names)
+    return _quantized(program, example) if int8 else program.model_proto
 
 
-def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
-    program = _to_onnx(network, example)
-    program.model.metadata_props.update({k: json.dumps(v) for k, v in metadata.items()})
-    program.save(file)
+def _quantized(program: torch.onnx.ONNXProgram, images: Tensor) -> Any:
+    """Weights as int8, with a scale for each channel; activations as uint8, by their range.
+
+    Unsigned, since ONNX Runtime is slow with signed ones on x86.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Batches(CalibrationDataReader):
+        left = iter(images.split(64))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.left, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    with tempfile.TemporaryDirectory() as folder, _without_warnings():
+        exact, quantized = Path(folder, "exact.onnx"), Path(folder, "quantized.onnx")
+        program.save(exact)
+        quantize_static(exact, quantized, Batches(), per_channel=True, **types)
+        return onnx.load(quantized)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """ONNX Runtime advises a step of preparation, which the exporter has done."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _write_onnx(
+    network: nn.Module, example: Tensor, file: Path, metadata: Metadata, int8: bool = False
+) -> None:
+    import onnx
+
+    model = _to_onnx(network, example, int8)
+    onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
+    onnx.save(model, file)
 
 
 def _onnx_metadata(file: Path) -> Metadata:
@@ -97,7 +141,11 @@ def _load_onnx(file: Path, machine: Machine) -> Bind:
     return bind
 
 
-def _write_torch(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
+def _write_torch(
+    network: nn.Module, example: Tensor, file: Path, metadata: Metadata, int8: bool = False
+) -> None:
+    if int8:
+        raise ValueError("--int8 is for the formats onnx and openvino")
     program = torch.export.export(network.eval(), (example,), dynamic_shapes=ANY_BATCH)
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
 
@@ -115,11 +163,12 @@ def _load_torch(file: Path, machine: Machine) -> Bind:
     return lambda images: partial(run, images)
 
 
-def _write_openvino(network: nn.Module, example: Tensor, file: Path, metadata: Metadata) -> None:
+def _write_openvino(
+    network: nn.Module, example: Tensor, file: Path, metadata: Metadata, int8: bool = False
+) -> None:
     import openvino as ov
 
-    onnx = _to_onnx(network, example).model_proto.SerializeToString()
-    model = ov.convert_model(io.BytesIO(onnx))
+    model = ov.convert_model(io.BytesIO(_to_onnx(network, example, int8).SerializeToString()))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), ["pruning", key])
     ov.save_model(model, file, compress_to_fp16=False)  # and its weights beside it, as .bin

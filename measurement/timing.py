@@ -14,7 +14,9 @@ from utils.device import Machine
 from .engines import eager
 from .runtimes import Call
 
-WARMUP, LEAST, MOST, PROFILED = 3, 7, 200, 3  # calls
+WARMUP, LAYERWISE, PROFILED = 3, 7, 3  # calls
+BLOCK = 4  # calls of a block that count
+LEAST, MOST = 2, 50  # blocks
 
 
 class Timing(NamedTuple):
@@ -26,10 +28,11 @@ class Timing(NamedTuple):
 
 
 def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -> list[Timing]:
-    """Time several functions in turn, A B C A B C ..., so that a drifting machine hits all.
+    """Time several functions in turn, in blocks, so that a drifting machine hits all of them.
 
-    Each is called for about `seconds` in total after a warm-up, at least LEAST times and at most
-    MOST times.
+    A A A A A, B B B B B, ..., A A A A A, ...: the first call of a block finds what others left in
+    the caches, and does not count. Each function is called for about `seconds` in total after a
+    warm-up, in LEAST to MOST blocks.
     """
 
     def once(call: Call) -> float:
@@ -39,9 +42,11 @@ def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -
 
     for _ in range(WARMUP):
         slowest = max(once(call) for call in calls)
-    rounds = min(MOST, max(LEAST, int(seconds / slowest)))
-    samples = [[once(call) for call in calls] for _ in range(rounds)]
-    return [Timing(*call) for call in np.quantile(samples, (0.5, 0.1, 0.9), axis=0).T.tolist()]
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(min(MOST, max(LEAST, int(seconds / slowest / BLOCK)))):
+        for call, times in zip(calls, samples, strict=True):
+            times += [once(call) for _ in range(1 + BLOCK)][1:]
+    return [Timing(*call) for call in np.quantile(samples, (0.5, 0.1, 0.9), axis=1).T.tolist()]
 
 
 def _clock(device: torch.device) -> float:
@@ -70,7 +75,7 @@ def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, fl
             layer.register_forward_pre_hook(lambda *_, ts=ts: ts.append(_clock(machine.device)))
             layer.register_forward_hook(lambda *_, ts=ts: ts.append(_clock(machine.device)))
     call = eager(network, machine)(x)  # copies the hooks too
-    for _ in range(WARMUP + LEAST):
+    for _ in range(WARMUP + LAYERWISE):
         call()
     return {name: np.median(np.diff(ts)[2 * WARMUP :: 2]).item() for name, ts in moments.items()}
 

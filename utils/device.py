@@ -42,6 +42,8 @@ def prepare(config: RunConfig) -> Machine:
     device = torch.device(name)
     if config.threads:
         torch.set_num_threads(config.threads)
+    elif quota := cpu_quota():  # PyTorch counts the processors, whatever share of them is ours
+        torch.set_num_threads(min(quota, torch.get_num_threads()))
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
@@ -53,6 +55,25 @@ def prepare(config: RunConfig) -> Machine:
     auto = config.precision == "auto" and _gains_from_bf16(device)
     bf16 = auto or config.precision == "bf16"
     return Machine(device, torch.bfloat16 if bf16 else torch.float32)
+
+
+def cpu_quota(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """CPUs, rounded up, that this process's cgroup and those above it may use; None if no limit.
+
+    `cpu.max` holds a quota and a period in microseconds (cgroup version 2; containers, SLURM).
+    """
+    lines = own.read_text().splitlines() if own.exists() else []
+    path = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if path is None:
+        return None
+    group, limits = groups / path.lstrip("/"), []
+    for folder in (group, *group.parents):
+        if (file := folder / "cpu.max").is_file():
+            quota, period = file.read_text().split()
+            limits += [-(-int(quota) // int(period))] if quota != "max" else []
+    return min(limits, default=None)
 
 
 def place(model: nn.Module, machine: Machine) -> nn.Module:

@@ -69,6 +69,39 @@ def test_the_file_computes_what_the_checkpoint_computes(networks, name, format_,
     assert notes["classes"] == load(networks[name]).data["classes"]
 
 
+@pytest.mark.parametrize(("format_", "raw"), [("onnx", False), ("onnx", True), ("openvino", False)])
+def test_int8(networks, format_, raw, tmp_path):
+    file = tmp_path / f"model{FORMATS[format_].suffix}"
+    flags = ["--format", format_, "--int8", "--save", file, *["--raw-input"] * raw]
+    told = exported(networks["slim"], *flags)
+    checkpoint, test = load(networks["slim"]), synthetic(16).test
+    x = normalize(test.images, *(checkpoint.data[k] for k in ("mean", "std")))
+    with torch.inference_mode():
+        wanted = checkpoint.network().eval()(x)
+    found = FORMATS[format_].load(file, REFERENCE)(test.images if raw else x)()
+    error = (found - wanted).abs().max() / wanted.abs().max()
+    assert 1e-4 < error < 0.25  # not what it was, but near
+    for logits, key in ((found, "top1"), (wanted, "top1_before")):
+        top1 = 100 * (logits.argmax(1) == test.labels).double().mean().item()
+        assert told[key] == pytest.approx(top1, abs=0.11)
+    assert FORMATS[format_].metadata(file)["precision"] == "int8"
+    assert f"{told['top1']:.2f} % on {len(test.labels)} test images" in export.summary(told)
+
+
+def test_int8_that_loses_too_much_is_not_kept(networks, tmp_path):
+    """The values of a channel that nothing reads leave 8 bits for no other."""
+    network = load(networks["slim"]).network()
+    with torch.no_grad():
+        for block in (b for layer in (network.layer1, network.layer2) for b in layer):
+            block.bn1.weight[0] = block.bn1.bias[0] = 1e5
+            block.conv2.weight[:, 0] = 0
+    content = torch.load(networks["slim"] / "model.pt", weights_only=True)
+    torch.save({**content, "state_dict": network.state_dict()}, tmp_path / "model.pt")
+    with pytest.raises(export.ExportError, match=r"top-1 falls from .* more than --max-drop 0.5"):
+        exported(tmp_path / "model.pt", "--int8", "--max-drop", "0.5")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 def test_raw_input_takes_images_as_they_are(networks, format_, tmp_path):
     file = tmp_path / f"raw{FORMATS[format_].suffix}"
@@ -137,7 +170,7 @@ def test_logits_that_are_not_numbers_are_noticed(tmp_path):
     example = torch.zeros(2, 3, 4, 4)
     FORMATS["torch"].write(Odd(), example, tmp_path / "odd.pt2", {})
     with pytest.raises(export.ExportError, match="nan"):
-        export.verify("torch", tmp_path / "odd.pt2", example, torch.zeros(2, 2), {})
+        export.verify_logits("torch", tmp_path / "odd.pt2", example, torch.zeros(2, 2))
 
 
 def test_a_file_that_computes_something_else_is_not_left_behind(networks, tmp_path, monkeypatch):
@@ -191,6 +224,8 @@ def test_a_hostile_file_in_its_place_runs_nothing(networks, tmp_path):
     [
         (["--save", "model.txt"], 2, "ends in .onnx"),
         (["--format", "tensorrt"], 2, "invalid choice"),
+        (["--format", "torch", "--int8"], 2, "onnx and openvino"),
+        (["--max-drop", "1"], 2, "goes with --int8"),
     ],
 )
 def test_errors(networks, tmp_path, flags, code, message):

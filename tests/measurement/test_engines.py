@@ -26,7 +26,8 @@ def test_logits(engine, spec):
         x = torch.randn(batch, 3, 16, 16)
         with torch.inference_mode():
             wanted = network(x)
-        torch.testing.assert_close(bind(x)(), wanted, rtol=1e-4, atol=1e-4)
+        near = 0.1 * wanted.abs().max().item() if engine.endswith("int8") else 1e-4
+        torch.testing.assert_close(bind(x)(), wanted, rtol=1e-4, atol=near)
     for key, tensor in network.state_dict().items():  # the network itself is left alone
         assert torch.equal(tensor, before[key])
     assert network.conv1.weight.requires_grad

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from measurement.runtimes import REFERENCE
-from measurement.timing import WARMUP, interleaved, relative_latency
+from measurement.timing import BLOCK, WARMUP, interleaved, relative_latency
 from models import channel_groups, new_spec
 from pruning.allocation import hardware_multiple
 from tests.conftest import lively
@@ -38,8 +38,24 @@ def test_percentiles_are_in_order_and_calls_take_turns():
     for timing in (short, long):
         assert timing.p10 <= timing.median <= timing.p90
     assert 0.002 <= short.median < long.median
-    assert order == ["short", "long"] * (len(order) // 2)
-    assert WARMUP + 7 <= len(order) // 2 <= WARMUP + 16
+    warm, timed = order[: 2 * WARMUP], order[2 * WARMUP :]
+    assert warm == ["short", "long"] * WARMUP
+    block = ["short"] * (1 + BLOCK) + ["long"] * (1 + BLOCK)
+    assert timed == block * (len(timed) // len(block))
+    assert 2 <= len(timed) // len(block) <= 4
+
+
+def test_what_others_leave_behind_does_not_count():
+    """The first call after another function is slow."""
+    last = []
+
+    def call(name):
+        time.sleep(0.001 if last == [name] else 0.02)
+        last[:] = [name]
+
+    calls = [lambda: call("one"), lambda: call("other")]
+    for timing in interleaved(calls, torch.device("cpu"), seconds=0.1):
+        assert timing.p90 < 0.015
 
 
 def test_latency_is_relative_to_the_dense_network():
