@@ -1,9 +1,8 @@
 """What every script imports first.
 
 Ctrl-C during the slow imports ends it without a traceback. And an OpenMP thread that waits for work
-spins 3,000 times before it sleeps, not 300,000: where another process has its core, that is time
-which its own team waits for (half as fast in ResNet-20, two threads, one of two cores taken; no
-difference on an idle machine).
+soon sleeps instead of spinning: on a busy machine it takes the core from what its own team waits
+for (docs/speed.md).
 """
 
 import os
