@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from measurement.engines import FileEngine, folded
-from measurement.runtimes import FORMATS, REFERENCE, require
+from measurement.engines import folded
+from measurement.runtimes import FORMATS, INT8_NEEDS, REFERENCE, Bind, require
 from utils import cli
 from utils.checkpoint import Checkpoint
 from utils.config import RunConfig
@@ -79,11 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict:
     format_ = FORMATS[args.format]
-    if args.int8 and args.format == "torch":
-        raise ValueError("--int8 is for the formats onnx and openvino")
-    if args.max_drop is not None and not (args.int8 and 0 <= args.max_drop <= 100):
-        raise ValueError("--max-drop goes with --int8, and is from 0 to 100 points")
-    require(*FileEngine(args.format, args.int8).needs)
+    if args.max_drop is not None and not args.int8:
+        raise ValueError("--max-drop goes with --int8")
+    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
+        raise ValueError(f"--max-drop {args.max_drop}: from 0 to 100 points")
+    if args.int8 and not format_.int8:
+        raise ValueError(f"--int8 is not for --format {args.format}")
+    require(*format_.needs, *INT8_NEEDS * args.int8)
     checkpoint = read_parent(args.checkpoint, vars(args), "")
     require_finished(checkpoint)
     target = args.save or checkpoint.file.with_suffix(".int8" * args.int8 + format_.suffix)
@@ -97,22 +99,27 @@ def main(args: argparse.Namespace) -> dict:
         """Images as the file takes them."""
         return images if args.raw_input else normalize(images, data.mean, data.std).contiguous()
 
+    def expected(images: Tensor) -> Tensor:
+        """Logits of the checkpoint."""
+        with torch.inference_mode():
+            return network(normalize(images, data.mean, data.std))
+
     whole = folded(network) if args.int8 else network
     whole = RawInput(whole, data) if args.raw_input else whole
-    images = data.train.draw(CALIBRATION, seed=0).images if args.int8 else data.test.images[:IMAGES]
+    most = 1.0 if args.max_drop is None else args.max_drop
+    test, ranges = data.test, data.train.draw(CALIBRATION, seed=0).images
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, target.name)
-        format_.write(whole, inputs(images), file, notes, args.int8)
+        format_.write(whole, inputs(ranges), file, notes, args.int8)
+        run = format_.load(file, REFERENCE)
         if args.int8:
-            most = 1.0 if args.max_drop is None else args.max_drop
-            checked = verify_top1(args.format, file, inputs, whole, data.test, most)
+            checked = verify_top1(lambda images: run(inputs(images))(), expected, test, most)
         else:
-            with torch.inference_mode():
-                expected = whole(inputs(images))
-            difference = verify_logits(args.format, file, inputs(images), expected)
+            images = test.images[:IMAGES]
+            difference = verify_logits(run, inputs(images), expected(images))
             checked = {"images": len(images), "max_logit_difference": difference}
         if format_.metadata(file) != notes:
-            raise ExportError(f"{args.format}: the metadata did not survive; no file was written")
+            raise ExportError("the metadata did not survive; no file was written")
         written = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     # The file itself last, its weights first.
     for name, content in sorted(written.items(), key=lambda item: item[0] == target.name):
@@ -129,7 +136,9 @@ def check_target(target: Path, source: Path, format_: str, notes: dict | None) -
     anything goes.
     """
     suffix = FORMATS[format_].suffix
-    if target.suffix != suffix or target.is_dir():
+    if target.is_dir():
+        raise ValueError(f"--save {target} is a folder; name a file in it")
+    if target.suffix != suffix:
         raise ValueError(f"--save {target}: the name of a {format_} file ends in {suffix}")
     if target.resolve() == source.resolve():
         raise ValueError(f"--save {target} is the checkpoint itself; choose another name")
@@ -138,7 +147,7 @@ def check_target(target: Path, source: Path, format_: str, notes: dict | None) -
         return
     with contextlib.suppress(Exception):  # whatever a foreign file makes its reader raise
         known = FORMATS[format_].metadata(target)
-        if all(known[key] == notes[key] for key in ("checkpoint", "input")):
+        if all(known[key] == notes[key] for key in ("checkpoint", "input", "precision")):
             return
     raise ValueError(f"{beside} is something else; another --save, or --force to replace it")
 
@@ -155,36 +164,35 @@ def metadata(checkpoint: Checkpoint, data: Data, raw: bool, int8: bool) -> dict[
     return plain({**told, **notes})
 
 
-def verify_logits(format_: str, file: Path, inputs: Tensor, expected: Tensor) -> float:
-    """Largest difference of the file's logits, in a batch and alone; ExportError if too large."""
-    bind = FORMATS[format_].load(file, REFERENCE)
+def verify_logits(bind: Bind, inputs: Tensor, expected: Tensor) -> float:
+    """Largest difference of a file's logits, in a batch and alone; ExportError if too large."""
     differences = [(bind(inputs[:n])() - expected[:n]).abs().max() for n in (len(inputs), 1)]
     difference = torch.stack(differences).max().item()  # NaN if any is, unlike Python's max
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        raise ExportError(f"{format_}: the logits differ by {difference:.1e}; no file was written")
+        raise ExportError(f"the logits differ by {difference:.1e}; no file was written")
     return difference
 
 
 def verify_top1(
-    format_: str,
-    file: Path,
-    inputs: Callable[[Tensor], Tensor],
-    network: nn.Module,
+    found: Callable[[Tensor], Tensor],
+    expected: Callable[[Tensor], Tensor],
     test: Split,
     most: float,
 ) -> dict[str, float]:
-    """Top-1 of the file and of the network that it was made from; ExportError above `most` points
-    of loss. `inputs` makes of uint8 images what both take."""
-    bind, right = FORMATS[format_].load(file, REFERENCE), torch.zeros(2)
+    """Top-1 of a file and of its checkpoint; ExportError if more than `most` points are lost.
+
+    Both functions give the logits of uint8 images.
+    """
+    right = torch.zeros(2)
     for images, labels in zip(test.images.split(BATCH), test.labels.split(BATCH), strict=True):
-        x = inputs(images)
-        with torch.inference_mode():
-            both = torch.stack([bind(x)(), network(x)])
+        both = torch.stack([found(images), expected(images)])
+        if not both.isfinite().all():
+            raise ExportError("int8: logits that are not numbers; no file was written")
         right += (both.argmax(-1) == labels).sum(-1)
     top1, before = (100 * right.double() / len(test.labels)).tolist()
     if before - top1 > most:
         told = f"top-1 falls from {before:.2f} to {top1:.2f} %, more than --max-drop {most:g}"
-        raise ExportError(f"{format_}, int8: {told}; no file was written")
+        raise ExportError(f"int8: {told}; no file was written")
     return {"images": len(test.labels), "top1": top1, "top1_before": before}
 
 

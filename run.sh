@@ -7,15 +7,23 @@
 #     METHODS="l1, soft" TARGETS="0.5 0.25" ONE_TRAINING=1 CONTROLS=1 bash run.sh
 #
 # METHODS are separated by commas and may carry flags of res50prune.py; those that do not say how
-# much to prune run at each of RATIOS or, if given, of TARGETS (shares of the MACs to keep).
-# ONE_TRAINING=1 prunes while the network trains, not afterwards. CONTROLS=1 adds the shapes that the
-# first method left, trained from scratch, and after fine-tuning the dense network trained longer.
-# TRAIN, TUNE and BENCH are more flags of main.py, finetune.py and benchmark.py. Call it again at any
-# time: finished stages are skipped.
+# much to prune run at each of RATIOS or of TARGETS (shares of the MACs to keep). ONE_TRAINING=1 prunes
+# while the network trains, not afterwards. CONTROLS=1 adds the shapes that the first method left,
+# trained from scratch, and (not with ONE_TRAINING) the dense network trained longer. TRAIN, TUNE and
+# BENCH are more flags of main.py, finetune.py and benchmark.py. Call it again at any time: finished
+# stages are skipped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
 case " $* " in *" --save"[\ =]*) echo "run.sh: the folders are fixed; leave --save out" >&2; exit 2 ;; esac
+fail() { echo "run.sh: $1" >&2; exit 2; }
+[ -z "${RATIOS:-}" ] || [ -z "${TARGETS:-}" ] || fail "RATIOS or TARGETS, not both"
+for switch in "ONE_TRAINING ${ONE_TRAINING:-0}" "CONTROLS ${CONTROLS:-0}"; do
+    [[ $switch == *" "[01] ]] || fail "${switch% *}=${switch#* } is neither 0 nor 1"
+done
+for count in "EPOCHS ${EPOCHS:-1}" "TUNE_EPOCHS ${TUNE_EPOCHS:-1}"; do
+    [[ $count =~ " "[1-9][0-9]*$ ]] || fail "${count% *}=${count#* } is no number of epochs"
+done
 source "$here/setup.sh"
 setup requirements.txt
 
@@ -28,22 +36,26 @@ esac
 train="--epochs ${EPOCHS:=$epochs} ${TRAIN:-}" tune="--epochs ${TUNE_EPOCHS:=$tune_epochs} ${TUNE:-}"
 ways=() first= # ways to prune, as flags; how many of them are the first method's
 amount=--ratio amounts=${RATIOS:-0.3 0.6 0.9}
-[ -z "${TARGETS:-}" ] || amount=--target-macs amounts=$TARGETS
+[ -z "${TARGETS:-}" ] || amount=--target-macs amounts=${TARGETS//,/ }
 : "${METHODS:=l1}"
 IFS=, read -ra methods <<<"${METHODS//, /,}"
 for method in "${methods[@]}"; do
+    [ -n "${method// /}" ] || continue
     case $method in
         *--ratio* | *--target* | *--pattern*) ways+=("--method $method") ;;
+        weight* | unstructured*)
+            [ $amount = --ratio ] || fail "$method leaves the MACs of TARGETS; give it a --ratio" ;;&
         *) for value in $amounts; do ways+=("--method $method $amount $value"); done ;;
     esac
     : "${first:=${#ways[@]}}"
 done
+[ ${#ways[@]} != 0 ] || fail "METHODS, RATIOS and TARGETS leave nothing to prune"
 machine=() # flags that benchmark.py takes, too
 for ((i = 1; i <= $#; i++)); do
     case ${!i} in --device=* | --threads=* | --precision=*) machine+=("${!i}") ;; esac
     case ${!i} in --device | --threads | --precision) machine+=("${@:i:2}") ;; esac
 done
-[ "${ONE_TRAINING:-}" = 1 ] && once=1 || once=0
+once=${ONE_TRAINING:-0}
 [ "${CONTROLS:-}" = 1 ] && controls=$((1 - once + first)) || controls=0
 number=0 total=$((3 + (2 - once) * ${#ways[@]} + controls))
 

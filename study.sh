@@ -8,7 +8,7 @@
 #     bash study.sh publish    figures of finished stages into docs/results; their report into report/
 #
 # More flags go to all stages: SEEDS="0 1" bash study.sh thin --data ~/images --threads 2. It can
-# be stopped and called again at any time; the variables of run.sh change the grid.
+# be stopped and called again at any time; the variables of run.sh, but ONE_TRAINING, change the grid.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 part=${1:---help}
@@ -16,6 +16,15 @@ part=${1:---help}
 networks=("--depth 20") epochs=42 tune_epochs=22 once=1 targets=
 flags="--label-smoothing 0 --compile" # of every training
 papers="l1, soft --schedule asymptotic, weight, l1 --criterion random"
+short() { # the other order: a short dense training, then the cut; as many epochs in all
+    run() { python "$here/$1" --dataset cifar100 --seed "$seed" $network "${@:2}" >/dev/null; }
+    local dense=runs/cifar100/resnet20/seed$seed/short
+    run main.py "$@" $TRAIN --epochs $((EPOCHS - TUNE_EPOCHS)) --save "$dense"
+    for share in ${TARGETS//,/ }; do
+        run res50prune.py "$@" --model "$dense" --target-macs "$share"
+        run finetune.py "$@" --target-macs "$share" $TUNE --lr 0.1 --epochs "$TUNE_EPOCHS"
+    done
+}
 case $part in
     thin) seeds="5 6 7" methods="l1, soft" targets="0.69 0.387 0.093" ;;
     large)
@@ -33,23 +42,21 @@ case $part in
         exec python "$here/report.py" "$here/docs/results" --save report ;;
     *) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; [[ $part == -h || $part == --help ]] || exit 2; exit ;;
 esac
-export METHODS=${METHODS:-$methods} TARGETS=${TARGETS:-$targets} CONTROLS=${CONTROLS:-1} ONE_TRAINING=$once
+[ -n "${RATIOS:-}" ] || export TARGETS=${TARGETS:-$targets}
+export METHODS=${METHODS:-$methods} CONTROLS=${CONTROLS:-1} ONE_TRAINING=$once
 export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
+if [ $part = thin ] && [ "$EPOCHS" -le "$TUNE_EPOCHS" ]; then
+    echo "study.sh: EPOCHS=$EPOCHS are all epochs, and must be more than TUNE_EPOCHS=$TUNE_EPOCHS" >&2
+    exit 2
+fi
 export TRAIN="--lr 0.2 $flags ${TRAIN:-}" TUNE="$flags ${TUNE:-}"
 export BENCH=${BENCH:---engines eager fused compile --profile}
-for seed in ${SEEDS:-$seeds}; do
+source "$here/setup.sh"
+setup requirements.txt
+SEEDS=${SEEDS:-$seeds}
+for seed in ${SEEDS//,/ }; do
     for network in "${networks[@]}"; do
+        [ $part != thin ] || short "$@"
         bash "$here/run.sh" --dataset cifar100 --seed "$seed" $network "$@"
-    done
-    [ $part = thin ] || continue
-    # The other order: a short dense training, then the cut. Together as many epochs.
-    source "$here/setup.sh"
-    setup requirements.txt
-    run() { python "$here/$1" --dataset cifar100 --seed "$seed" --depth 20 "${@:2}" >/dev/null; }
-    short=runs/cifar100/resnet20/seed$seed/short
-    run main.py "$@" $TRAIN --epochs $((EPOCHS - TUNE_EPOCHS)) --save "$short"
-    for share in $TARGETS; do
-        run res50prune.py "$@" --model "$short" --target-macs "$share"
-        run finetune.py "$@" --target-macs "$share" $TUNE --lr 0.1 --epochs "$TUNE_EPOCHS"
     done
 done

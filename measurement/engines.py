@@ -25,7 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from models import layer_costs, spec_of
 from utils.device import Machine, place
 
-from .runtimes import FORMATS, Bind, Call
+from .runtimes import FORMATS, INT8_NEEDS, Bind, Call
 
 
 def eager(network: nn.Module, machine: Machine) -> Bind:
@@ -93,7 +93,7 @@ class FileEngine(NamedTuple):
     @property
     def needs(self) -> tuple[str, ...]:
         """Optional packages."""
-        return FORMATS[self.format].needs + ("onnxruntime",) * self.int8
+        return FORMATS[self.format].needs + INT8_NEEDS * self.int8
 
 
 IN_TORCH = ("eager", "fused")  # quick to prepare, and PyTorch's profiler and allocator see them

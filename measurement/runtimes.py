@@ -4,14 +4,12 @@ For each format: how a file is written, how its metadata is read, and how it is 
 runs it. The engines of benchmark.py and the check of export.py both go through here.
 """
 
-import contextlib
 import importlib.util
 import io
 import json
-import logging
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,42 +37,50 @@ def require(*packages: str) -> None:
             importlib.import_module(package)
     except ImportError as error:
         advice = "pip install -r requirements-deploy.txt"
-        raise MissingPackage(f"{error.name} is not installed; {advice}") from None
+        missing = isinstance(error, ModuleNotFoundError)
+        told = f"{error.name} is not installed" if missing else f"{package}: {error}"
+        raise MissingPackage(f"{told}; {advice}") from None
 
 
 class Format(NamedTuple):
     """A file format, and the runtime that it is for.
 
-    `write(network, example, file, metadata)` takes a batch of at least two images; the file then
-    takes batches of any size. With `int8` the example is also what the ranges of the activations
-    are taken from, and BatchNorm should be folded. `metadata(file)` executes nothing, whatever the
-    file is.
+    `write(network, images, file, metadata, int8)` takes at least two images; the file then takes
+    batches of any size. With int8 the images also tell the ranges of the activations, and
+    BatchNorm should be folded. `metadata(file)` executes nothing, whatever the file is.
     `load(file, machine)` is for files that were written just now: it may execute what they hold.
     It returns a function that binds the file to a batch; what that returns gives the logits.
     """
 
     suffix: str
     needs: tuple[str, ...]  # optional packages
-    write: Callable[..., None]  # (network, example, file, metadata, int8=False)
+    write: Callable[[nn.Module, Tensor, Path, Metadata, bool], None]
     metadata: Callable[[Path], Metadata]
     load: Callable[[Path, Machine], Bind]
+    int8: bool  # whether it can be quantized
 
 
-def _to_onnx(network: nn.Module, example: Tensor, int8: bool) -> Any:
+def _to_onnx(network: nn.Module, images: Tensor, int8: bool) -> Any:
     """An onnx.ModelProto."""
     options = {"dynamo": True, "verbose": False, "dynamic_shapes": ANY_BATCH}
     names = {"input_names": ["images"], "output_names": ["logits"]}
-    program = torch.onnx.export(network.eval(), (example[:2],), **options, **names)
-    return _quantized(program, example) if int8 else program.model_proto
+    program = torch.onnx.export(network.eval(), (images[:2],), **options, **names)
+    return _quantized(program, images) if int8 else program.model_proto
 
 
 def _quantized(program: torch.onnx.ONNXProgram, images: Tensor) -> Any:
     """Weights as int8, with a scale for each channel; activations as uint8, by their range.
 
-    Unsigned, since ONNX Runtime is slow with signed ones on x86.
+    Unsigned, since ONNX Runtime is slow with signed ones on x86. Without VNNI (before 2019) sums
+    of a product with them may saturate there.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
 
     class Batches(CalibrationDataReader):
         left = iter(images.split(64))
@@ -84,29 +90,20 @@ def _quantized(program: torch.onnx.ONNXProgram, images: Tensor) -> Any:
             return None if batch is None else {"images": batch.numpy()}
 
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    with tempfile.TemporaryDirectory() as folder, _without_warnings():
-        exact, quantized = Path(folder, "exact.onnx"), Path(folder, "quantized.onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        exact, ready, quantized = (Path(folder, f"{n}.onnx") for n in ("exact", "ready", "int8"))
         program.save(exact)
-        quantize_static(exact, quantized, Batches(), per_channel=True, **types)
+        quant_pre_process(exact, ready, skip_symbolic_shape=True)
+        quantize_static(ready, quantized, Batches(), per_channel=True, **types)
         return onnx.load(quantized)
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """ONNX Runtime advises a step of preparation, which the exporter has done."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def _write_onnx(
-    network: nn.Module, example: Tensor, file: Path, metadata: Metadata, int8: bool = False
+    network: nn.Module, images: Tensor, file: Path, metadata: Metadata, int8: bool
 ) -> None:
     import onnx
 
-    model = _to_onnx(network, example, int8)
+    model = _to_onnx(network, images, int8)
     onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
     onnx.save(model, file)
 
@@ -142,11 +139,10 @@ def _load_onnx(file: Path, machine: Machine) -> Bind:
 
 
 def _write_torch(
-    network: nn.Module, example: Tensor, file: Path, metadata: Metadata, int8: bool = False
+    network: nn.Module, images: Tensor, file: Path, metadata: Metadata, int8: bool
 ) -> None:
-    if int8:
-        raise ValueError("--int8 is for the formats onnx and openvino")
-    program = torch.export.export(network.eval(), (example,), dynamic_shapes=ANY_BATCH)
+    blank = torch.zeros_like(images[:2])  # the file keeps it
+    program = torch.export.export(network.eval(), (blank,), dynamic_shapes=ANY_BATCH)
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
 
 
@@ -164,11 +160,11 @@ def _load_torch(file: Path, machine: Machine) -> Bind:
 
 
 def _write_openvino(
-    network: nn.Module, example: Tensor, file: Path, metadata: Metadata, int8: bool = False
+    network: nn.Module, images: Tensor, file: Path, metadata: Metadata, int8: bool
 ) -> None:
     import openvino as ov
 
-    model = ov.convert_model(io.BytesIO(_to_onnx(network, example, int8).SerializeToString()))
+    model = ov.convert_model(io.BytesIO(_to_onnx(network, images, int8).SerializeToString()))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), ["pruning", key])
     ov.save_model(model, file, compress_to_fp16=False)  # and its weights beside it, as .bin
@@ -204,8 +200,11 @@ def _load_openvino(file: Path, machine: Machine) -> Bind:
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 OPENVINO = ("onnx", "onnxscript", "openvino")
+INT8_NEEDS = ("onnxruntime",)  # which quantizes for both
 FORMATS = {
-    "onnx": Format(".onnx", ONNX, _write_onnx, _onnx_metadata, _load_onnx),
-    "torch": Format(".pt2", (), _write_torch, _torch_metadata, _load_torch),
-    "openvino": Format(".xml", OPENVINO, _write_openvino, _openvino_metadata, _load_openvino),
+    "onnx": Format(".onnx", ONNX, _write_onnx, _onnx_metadata, _load_onnx, int8=True),
+    "torch": Format(".pt2", (), _write_torch, _torch_metadata, _load_torch, int8=False),
+    "openvino": Format(
+        ".xml", OPENVINO, _write_openvino, _openvino_metadata, _load_openvino, int8=True
+    ),
 }

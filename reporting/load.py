@@ -98,14 +98,18 @@ class Study(NamedTuple):
     def to_dense(self, cell: Cell) -> list[float]:
         """Top-1 minus that of the dense network which each run came from.
 
-        Without one, of the dense network with its seed; of several, with the nearest epochs.
+        Without one, of the dense network with its seed. Of several kinds of those it is that with
+        the most seeds in common, then with the nearest epochs.
         """
         dense = [c for c in self.cells[cell.identity.network] if c.identity.series == DENSE]
-        if cell in dense:
+        if not dense or cell in dense:
             return []
-        epochs = sum(cell.identity.epochs)
-        dense.sort(key=lambda other: -abs(sum(other.identity.epochs) - epochs))
-        by_seed, found = {run["seed"]: run for other in dense for run in other.runs}, []
+
+        def fits(other: Cell) -> tuple[int, int]:
+            epochs = sum(other.identity.epochs) - sum(cell.identity.epochs)
+            return len(cell.minus(other.runs)), -abs(epochs)
+
+        by_seed, found = {run["seed"]: run for run in max(dense, key=fits).runs}, []
         for run in cell.runs:
             root = lineage(run, self.runs)[0]
             if root["stage"] in ("baseline", "imported"):
@@ -172,7 +176,9 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
 
     Of several, the fastest.
     """
-    rates = [(row["images_per_second"], at) for run in runs for at, row in run.timings.items()]
+    timings = [timing for run in runs for timing in run.timings.items()]
+    # Not int8, beside an accuracy that was measured in another precision.
+    rates = [(r["images_per_second"], at) for at, r in timings if r["precision"] != "int8"]
     places = [place for _, place in sorted(rates, reverse=True)]
     matches = [place for place in places if part.casefold() in place[0].casefold()]
     if part and not matches:
@@ -238,7 +244,7 @@ def _identity(result: dict[str, Any]) -> Identity:
     remarks |= {"recalibrated": recipe.get("recalibrate"), "during training": stage == "scratch"}
     training = tuple(remark for remark, holds in remarks.items() if holds)
     steps = tuple(PruningConfig.from_dict({**step, "seed": 0}) for step in result["pruning"])
-    once = stage in ("scratch", "like")  # pruned in one training, which is gradual anyway
+    once = stage in ("scratch", "like")  # "during training" says it, and a control has no ramp
     kinds = [replace(step, gradual=step.gradual and not once) for step in steps]
     methods = " + ".join(" ".join([step.method, *special(step)]) for step in kinds) or DENSE
     series = " ".join(filter(None, [methods, *training, CONTROLS.get(control)]))

@@ -148,6 +148,17 @@ def _interrupt(signum: int, _frame: Any) -> None:
     raise Interrupted(signum)
 
 
+def _run(main: Callable[[argparse.Namespace], dict[str, Any]], args: Any) -> dict[str, Any]:
+    """What `main` returns. PyTorch's exporter makes other errors out of an interrupt."""
+    try:
+        return main(args)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, Interrupted):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None
+
+
 def run_script(
     build_parser: Callable[[], argparse.ArgumentParser],
     main: Callable[[argparse.Namespace], dict[str, Any]],
@@ -180,7 +191,7 @@ def run_script(
     try:
         for_people = sys.stdout.isatty() and not args.json
         with contextlib.redirect_stdout(sys.stderr):
-            result = plain(main(args))
+            result = plain(_run(main, args))
         if rank() == 0:
             line = summary(result) if for_people else json.dumps(result, allow_nan=False)
             print(line, flush=True)

@@ -1,8 +1,7 @@
 """What every script imports first.
 
-Ctrl-C during the slow imports ends it without a traceback. And an OpenMP thread that waits for work
-soon sleeps instead of spinning: on a busy machine it takes the core from what its own team waits
-for (docs/speed.md).
+Ctrl-C during the slow imports ends it without a traceback. And OpenMP threads that wait for work
+sleep sooner instead of spinning (docs/speed.md).
 """
 
 import os
@@ -16,4 +15,6 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 sys.excepthook = _hook
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read when PyTorch loads libgomp
+os.environ["GOMP_SPINCOUNT"] = (
+    os.environ.get("GOMP_SPINCOUNT") or "3000"
+)  # read when PyTorch loads libgomp

@@ -22,6 +22,7 @@ from models import build, new_spec
 from tests.command import ROOT, run
 
 DOCUMENTS = ("README.md", "docs/usage.md")
+MORE = ("results", "speed", "choices")
 LIMITS = {"README.md": 150, "docs/results.md": 250}
 TRAIN = ["--width", "2", "--train-images", "64", "--epochs", "1", "--batch-size", "32"]
 TINY = {
@@ -150,7 +151,7 @@ def test_documents_are_short():
         assert len((ROOT / document).read_text().splitlines()) <= limit, document
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/results.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, *(f"docs/{n}.md" for n in MORE)])
 def test_documents_name_files_that_exist(document):
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):

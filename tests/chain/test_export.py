@@ -69,7 +69,7 @@ def test_the_file_computes_what_the_checkpoint_computes(networks, name, format_,
     assert notes["classes"] == load(networks[name]).data["classes"]
 
 
-@pytest.mark.parametrize(("format_", "raw"), [("onnx", False), ("onnx", True), ("openvino", False)])
+@pytest.mark.parametrize(("format_", "raw"), [("onnx", False), ("openvino", True)])
 def test_int8(networks, format_, raw, tmp_path):
     file = tmp_path / f"model{FORMATS[format_].suffix}"
     flags = ["--format", format_, "--int8", "--save", file, *["--raw-input"] * raw]
@@ -168,9 +168,10 @@ def test_logits_that_are_not_numbers_are_noticed(tmp_path):
             return x.flatten(1)[:, :2] / (x.shape[0] - 1)
 
     example = torch.zeros(2, 3, 4, 4)
-    FORMATS["torch"].write(Odd(), example, tmp_path / "odd.pt2", {})
+    FORMATS["torch"].write(Odd(), example, tmp_path / "odd.pt2", {}, False)
+    bind = FORMATS["torch"].load(tmp_path / "odd.pt2", REFERENCE)
     with pytest.raises(export.ExportError, match="nan"):
-        export.verify_logits("torch", tmp_path / "odd.pt2", example, torch.zeros(2, 2))
+        export.verify_logits(bind, example, torch.zeros(2, 2))
 
 
 def test_a_file_that_computes_something_else_is_not_left_behind(networks, tmp_path, monkeypatch):
@@ -178,6 +179,31 @@ def test_a_file_that_computes_something_else_is_not_left_behind(networks, tmp_pa
     with pytest.raises(export.ExportError, match="differ"):
         exported(networks["slim"], "--format", "torch", "--save", tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_file_is_compared_with_the_checkpoint_and_not_with_itself(
+    networks, tmp_path, monkeypatch
+):
+    """Here with a network that went wrong when its BatchNorms were folded."""
+    flags = [networks["slim"], "--int8", "--max-drop", "100", "--save", tmp_path / "model.onnx"]
+    right = exported(*flags)
+    monkeypatch.setattr(export, "folded", lambda network: torch.nn.Sequential(network, Negative()))
+    wrong = exported(*flags)
+    assert wrong["top1_before"] == right["top1_before"]
+    assert wrong["top1"] != right["top1"]
+
+
+class Negative(torch.nn.Module):
+    def forward(self, x):
+        return -x
+
+
+def test_an_exported_program_holds_no_images(networks, tmp_path):
+    file = tmp_path / "model.pt2"
+    exported(networks["slim"], "--format", "torch", "--save", file)
+    for x in torch.export.load(file).example_inputs[0]:
+        assert x.shape[0] == 2
+        assert not x.any()
 
 
 def test_the_checkpoint_itself_is_safe(networks, tmp_path):
@@ -224,7 +250,7 @@ def test_a_hostile_file_in_its_place_runs_nothing(networks, tmp_path):
     [
         (["--save", "model.txt"], 2, "ends in .onnx"),
         (["--format", "tensorrt"], 2, "invalid choice"),
-        (["--format", "torch", "--int8"], 2, "onnx and openvino"),
+        (["--format", "torch", "--int8"], 2, "--int8 is not for --format torch"),
         (["--max-drop", "1"], 2, "goes with --int8"),
     ],
 )

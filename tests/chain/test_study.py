@@ -25,7 +25,7 @@ def bash(*command, cwd, **env):
 
 
 def test_the_study_prunes_in_one_training_and_in_two(tmp_path):
-    env = {**TINY, "TARGETS": "0.5", "METHODS": "l1", "EPOCHS": "2"}
+    env = {**TINY, "RATIOS": "", "TARGETS": "0.5", "METHODS": "l1", "EPOCHS": "2"}
     told = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **env)
     assert told.returncode == 0, told.stderr
     assert re.findall(r"^\[(\d/\d)\] (.+)$", told.stderr, re.MULTILINE) == [
@@ -86,9 +86,17 @@ def test_a_stage_that_fails_ends_the_loop_with_its_code_and_its_line(tmp_path):
     title, error = told.stderr.splitlines()
     assert title == "[1/9] train"
     assert "nowhere" in error
-    other = bash(ROOT / "study.sh", "thin", cwd=tmp_path, TUNE="--lr fast", EPOCHS="0")
-    assert other.returncode == 2
-    assert "--epochs" in other.stderr.splitlines()[-1]
+    for part, env, told in (
+        ("thin", {"EPOCHS": "20"}, "more than TUNE_EPOCHS=22"),
+        ("literal", {"EPOCHS": "0"}, "EPOCHS=0 is no number of epochs"),
+        ("literal", {"CONTROLS": "yes"}, "CONTROLS=yes is neither 0 nor 1"),
+        ("literal", {"TARGETS": "0.5"}, "weight leaves the MACs"),
+        ("literal", {"METHODS": ", "}, "nothing to prune"),
+    ):
+        refused = bash(ROOT / "study.sh", part, *NET, cwd=tmp_path, **env)
+        assert refused.returncode == 2
+        assert told in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
     assert bash(ROOT / "study.sh", "everything", cwd=tmp_path).returncode == 2
 
 

@@ -126,6 +126,13 @@ def test_what_was_pruned_in_training_is_compared_with_as_long_a_training(study):
     assert found.to_dense(cell(found, "l1 from scratch", "macs 0.5")) == [-3.0, -3.0]
 
 
+def test_the_time_of_8_bits_is_not_shown_beside_another_accuracy(study):
+    for file in study.glob("seed*/*/end/benchmark.json"):
+        int8 = {"engine": "openvino-int8", "precision": "int8", "images_per_second": 1e6}
+        edit(file, lambda rows, int8=int8: rows.append({**rows[0], **int8}))
+    assert load([study]).engine == "fused bf16"
+
+
 def test_the_machine_where_most_was_timed_counts(study):
     other = {"device": "cuda", "name": "A GPU"}
     for file in study.glob("seed*/baseline/benchmark.json"):

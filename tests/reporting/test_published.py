@@ -12,6 +12,8 @@ MACHINE = "AMD EPYC 25.17.1"  # where the README's times are from
 def test_every_committed_result_is_sound():
     study = load([ROOT / "docs/results"])
     assert study.left_out == []
+    for run in study.runs:  # seeds that differ would be paired wrongly
+        assert run["seed"] == run["arguments"].get("recipe", run.result)["seed"], run.folder
     assert len(study.runs) == len(list((ROOT / "docs/results").rglob("result.json"))) > 100
 
 
