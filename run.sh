@@ -43,9 +43,10 @@ for method in "${methods[@]}"; do
     [ -n "${method// /}" ] || continue
     case $method in
         *--ratio* | *--target* | *--pattern*) ways+=("--method $method") ;;
-        weight* | unstructured*)
-            [ $amount = --ratio ] || fail "$method leaves the MACs of TARGETS; give it a --ratio" ;;&
-        *) for value in $amounts; do ways+=("--method $method $amount $value"); done ;;
+        *) case "$amount $method" in --target-macs\ weight* | --target-macs\ unstructured*)
+                fail "$method leaves the MACs of TARGETS; give it a --ratio" ;;
+            esac
+            for value in $amounts; do ways+=("--method $method $amount $value"); done ;;
     esac
     : "${first:=${#ways[@]}}"
 done

@@ -17,9 +17,15 @@ images="--train-images 64"
 python "$here/main.py" --depth 50 --dataset synthetic "$@" \
     $images --batch-size 32 --epochs 1 --save "$work/dense" >/dev/null
 networks=("$work/dense")
-prune() { # prune NAME FLAG...
-    if python "$here/res50prune.py" --model "$work/dense" $images --no-eval "${@:2}" \
-        --save "$work/$1" >/dev/null; then networks+=("$work/$1"); else echo "left out: $1" >&2; fi
+prune() { # prune NAME FLAG...; what cannot be had (code 2) is left out
+    local code=0
+    python "$here/res50prune.py" --model "$work/dense" $images --no-eval "${@:2}" \
+        --save "$work/$1" >/dev/null || code=$?
+    case $code in
+        0) networks+=("$work/$1") ;;
+        2) echo "left out: $1" >&2 ;;
+        *) exit $code ;;
+    esac
 }
 for ratio in 0.3 0.6 0.9; do prune "l1-$ratio" --ratio "$ratio"; done
 for share in 0.5 0.25 0.125; do

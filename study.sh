@@ -18,9 +18,9 @@ flags="--label-smoothing 0 --compile" # of every training
 papers="l1, soft --schedule asymptotic, weight, l1 --criterion random"
 short() { # the other order: a short dense training, then the cut; as many epochs in all
     run() { python "$here/$1" --dataset cifar100 --seed "$seed" $network "${@:2}" >/dev/null; }
-    local dense=runs/cifar100/resnet20/seed$seed/short
+    local dense=runs/cifar100/resnet20/seed$seed/short targets=${TARGETS:-}
     run main.py "$@" $TRAIN --epochs $((EPOCHS - TUNE_EPOCHS)) --save "$dense"
-    for share in ${TARGETS//,/ }; do
+    for share in ${targets//,/ }; do
         run res50prune.py "$@" --model "$dense" --target-macs "$share"
         run finetune.py "$@" --target-macs "$share" $TUNE --lr 0.1 --epochs "$TUNE_EPOCHS"
     done

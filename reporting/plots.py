@@ -24,7 +24,7 @@ COLORS = {DENSE: GRAY, "l1": "#3b76d6", "soft": "#e8871e", "weight": "#2ca25f"}
 COLORS |= {"random": "#a35cc9", "scratch": "#d6455d", "longer": GRAY}
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 FIRST = ("Top-1 against speedup", "Top-1 against MACs")
-TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # of an axis of gains
+TICKS = (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # of an axis of gains
 NOISE = 1.03  # a plot whose values all lie within 3 % shows nothing
 matplotlib.style.use(Path(__file__).with_name("plots.mplstyle"))
 INK = matplotlib.rcParams["text.color"]  # stands for the color of the text around the plot
@@ -119,7 +119,7 @@ def draw(x: str, y: str, lines: Sequence[Line]) -> Figure:
         style |= {"label": label.strip(), "markevery": max(1, len(xs) // 6)}
         axes.errorbar(xs, ys, spread if any(spread or ()) else None, **style)
     axes.set(xlabel=x, ylabel=y)
-    axes.locator_params(axis="x", nbins=6, integer="speedup" not in x)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     if len(lines) > 1:
         columns = max(1, 3 - max(len(line[1]) for line in lines) // 18)
         figure.legend(loc="outside lower center", ncols=columns)

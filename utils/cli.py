@@ -156,7 +156,9 @@ def _run(main: Callable[[argparse.Namespace], dict[str, Any]], args: Any) -> dic
         cause: BaseException | None = error
         while cause and not isinstance(cause, Interrupted):
             cause = cause.__cause__ or cause.__context__
-        raise cause or error from None
+        if cause:
+            raise cause from None
+        raise
 
 
 def run_script(
