@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +15,13 @@ ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 SCRIPTS = ["main", "res50prune", "finetune", "benchmark", "export", "report"]
 FORKS.set_forkserver_preload(["torchvision.datasets", *SCRIPTS])
+# Stands in for `python` in a bash script: hands the command over to `bash` below.
+SHIM = """#!/bin/sh
+job=$(mktemp -d "$JOBS/XXXXXX")
+printf '%s\\n' "${DRY:-}" "$@" >"$job/new" && mv "$job/new" "$job/arguments"
+while [ ! -e "$job/code" ]; do kill -0 "$SERVER" && sleep 0.02 || exit 1; done
+cat "$job/stdout" && cat "$job/stderr" >&2 && exit "$(cat "$job/code")"
+"""
 
 
 def run(script, *flags, cwd):
@@ -33,6 +41,46 @@ def result(process):
     assert process.returncode == 0, process.stderr
     (line,) = process.stdout.splitlines()
     return json.loads(line)
+
+
+def link_clone(folder):
+    """Make `folder` look like a fresh clone that is set up, with `SHIM` for Python."""
+    for entry in ROOT.iterdir():
+        if entry.name not in ("docs", "runs", "setup.sh", "data") and entry.name[0] != ".":
+            (folder / entry.name).symlink_to(entry)
+    (folder / "docs").mkdir()
+    (folder / "setup.sh").write_text("setup() { :; }\n")
+    write_program(folder / "bin/python", SHIM)
+
+
+def write_program(file, text):
+    """An executable file."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+
+
+def bash(*arguments, cwd, answer, **env):
+    """Run bash in a linked clone; `answer(arguments, dry)` runs what it calls `python` for."""
+    with tempfile.TemporaryDirectory() as jobs:
+        env = {**os.environ, "PATH": f"{cwd}/bin:{os.environ['PATH']}", **env}
+        env |= {"JOBS": jobs, "SERVER": str(os.getpid())}
+        streams = [Path(jobs, name) for name in ("stdout", "stderr")]
+        with streams[0].open("w") as out, streams[1].open("w") as err:
+            command = ["/bin/bash", *map(str, arguments)]
+            shell = subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=err)
+            while shell.poll() is None:
+                for job in Path(jobs).glob("*/arguments"):
+                    dry, *given = job.read_text().splitlines()
+                    done = answer(given, dry)
+                    answers = {"stdout": done.stdout, "stderr": done.stderr}
+                    for name, text in {**answers, "code": str(done.returncode)}.items():
+                        job.with_name("new").write_text(text)
+                        job.with_name("new").rename(job.with_name(name))
+                    job.unlink()
+                time.sleep(0.01)
+        texts = [stream.read_text() for stream in streams]
+    return subprocess.CompletedProcess(command, shell.returncode, *texts)
 
 
 def _run(command, cwd, streams):

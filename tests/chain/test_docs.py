@@ -5,12 +5,11 @@ process, which checks the flags, adds some that make the run tiny, and runs it i
 """
 
 import importlib
-import os
 import re
 import shutil
 import subprocess
-import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 
 from models import build, new_spec
-from tests.command import ROOT, run
+from tests.command import ROOT, bash, link_clone, run, write_program
 
 DOCUMENTS = ("README.md", "docs/usage.md")
 MORE = ("results", "speed", "choices")
@@ -34,12 +33,6 @@ TINY = {
 # What stands in for programs. DRY: only the flags are checked, as the chains have tests of their
 # own, one machine has few GPUs, and SLURM is not there.
 SHIMS = {
-    "python": """
-        job=$(mktemp -d "$JOBS/XXXXXX")
-        printf '%s\\n' "${DRY:-}" "$@" >"$job/new" && mv "$job/new" "$job/arguments"
-        while [ ! -e "$job/code" ]; do kill -0 "$SERVER" && sleep 0.02 || exit 1; done
-        cat "$job/stdout" && cat "$job/stderr" >&2 && exit "$(cat "$job/code")"
-    """,
     "bash": 'DRY=1 exec /bin/bash "$@"',
     "torchrun": 'shift 2; DRY=1 exec python "$@"',
     "ruff": "true",
@@ -65,11 +58,8 @@ def blocks(document):
 def work(tmp_path):
     """A folder like a fresh clone, with images, a network from elsewhere, and the shims."""
     folder = tmp_path
-    for entry in ROOT.iterdir():
-        if entry.name not in ("docs", "runs", "setup.sh", "data") and entry.name[0] != ".":
-            (folder / entry.name).symlink_to(entry)
-    (folder / "setup.sh").write_text("setup() { :; }\n")
-    (folder / "docs/results").mkdir(parents=True)
+    link_clone(folder)
+    (folder / "docs/results").mkdir()
     for name, classes in (("data", 100), ("cifar100", 100), ("cifar10", 10)):
         write_images(folder / name, classes)
     (folder / "runs/cifar100").mkdir(parents=True)
@@ -81,10 +71,7 @@ def work(tmp_path):
     for name, script in SHIMS.items():
         if name == "jq" and shutil.which(name):
             continue
-        file = folder / "bin" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"#!/bin/sh\n{script}\n")
-        file.chmod(0o755)
+        write_program(folder / "bin" / name, f"#!/bin/sh\n{script}\n")
     return folder
 
 
@@ -108,42 +95,27 @@ def test_what_the_documents_show_runs(work):
 
 
 def in_bash(block, work):
-    """Run a block, and all that it calls `python` for."""
-    jobs, output = work / "jobs", work / "output"
-    jobs.mkdir(exist_ok=True)
-    env = {**os.environ, "PATH": f"{work}/bin:{os.environ['PATH']}", "HOME": work}
-    env |= {"JOBS": jobs, "SERVER": str(os.getpid())}
+    env = {"HOME": str(work)}
     env |= {"DRY": "1", "SLURM_ARRAY_TASK_ID": "6"} if "SLURM" in block else {}
-    with output.open("w") as stream:
-        script = ["/bin/bash", "-euo", "pipefail", "-c", block]
-        shell = subprocess.Popen(script, cwd=work, env=env, stdout=stream, stderr=stream)
-        while shell.poll() is None:
-            for job in jobs.glob("*/arguments"):
-                dry, *arguments = job.read_text().splitlines()
-                serve(job.parent, arguments, work, dry)
-                job.unlink()
-            time.sleep(0.01)
-    assert shell.returncode == 0, block + output.read_text()
+    done = bash("-euo", "pipefail", "-c", block, cwd=work, answer=partial(answer, work), **env)
+    assert done.returncode == 0, block + done.stdout + done.stderr
 
 
-def serve(job, arguments, work, dry):
-    """Do what a command says, and put down what it printed and how it ended."""
+def answer(work, arguments, dry):
+    """Check the flags of a command, and run it, unless it is a DRY one."""
     script, flags = Path(arguments[0]).name, arguments[1:]
-    code, stdout, stderr = 0, '{"checkpoint": "runs/cifar100/resnet50/seed0/x/model.pt"}\n', ""
+    code, told = 0, '{"checkpoint": "runs/cifar100/resnet50/seed0/x/model.pt"}\n'
     if script != "-m":  # of test.sh
         with suppress(SystemExit):
             code = 2
             importlib.import_module(Path(script).stem).build_parser().parse_args(flags)
             code = 0
-    if not (dry or code):
-        flags = [flag for flag in flags if flag != "--compile"]  # which takes half a minute
-        flags += TINY.get(script, [])
-        flags += ["--image-size", "8"] if "synthetic" in flags else []
-        done = run(script, *flags, cwd=work)
-        code, stdout, stderr = done.returncode, done.stdout, done.stderr
-    for name, content in (("stdout", stdout), ("stderr", stderr), ("code", str(code))):
-        (job / "new").write_text(content)
-        (job / "new").rename(job / name)
+    if dry or code:
+        return subprocess.CompletedProcess(arguments, code, told, "")
+    flags = [flag for flag in flags if flag != "--compile"]  # which takes half a minute
+    flags += TINY.get(script, [])
+    flags += ["--image-size", "8"] if "synthetic" in flags else []
+    return run(script, *flags, cwd=work)
 
 
 def test_documents_are_short():

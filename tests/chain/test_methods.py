@@ -133,7 +133,7 @@ def test_pruning_again_refers_to_what_is_left_and_targets_to_the_start(work):
 
 
 def test_sensitivity_is_measured_once_and_used(work):
-    flags = [*NET, *DATA, "--criterion", "l2", "--train-images", "128"]
+    flags = [*NET, *DATA, "--criterion", "l2", "--train-images", "32"]
     output = result(run("res50prune.py", *flags, "--sensitivity", cwd=work))
     assert set(output["drops"]["layer1.0.conv1"]) == {"0.1", "0.3", "0.5", "0.7", "0.9"}
     heat_map = (work / output["file"]).with_suffix(".png")

@@ -5,19 +5,32 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
-from tests.command import ROOT, result
+from tests.command import ROOT, bash, link_clone, result, run
 
-# Tiny, and with nothing compiled; what a user may set to change the grid.
+# Tiny; what a user may set to change the grid.
 TINY = {
     **{"METHODS": "l1, weight", "RATIOS": "0.6", "SEEDS": "1", "EPOCHS": "1", "TUNE_EPOCHS": "1"},
-    **{"TRAIN": "--train-images 256", "TUNE": "--train-images 256", "TORCH_COMPILE_DISABLE": "1"},
+    **{"TRAIN": "--train-images 256", "TUNE": "--train-images 256"},
     "BENCH": "--engines eager --no-memory --seconds 0",
 }
 NET = ("--dataset", "synthetic", "--image-size", "16", "--width", "4")
 
 
-def bash(*command, cwd, **env):
+def in_forks(script, *flags, cwd, **env):
+    """Run a bash script of a linked clone; its Python commands are forks, and compile nothing."""
+
+    def answer(arguments, _dry):
+        given = [flag for flag in arguments[1:] if flag != "--compile"]
+        return run(Path(arguments[0]).name, *given, cwd=cwd)
+
+    if not (cwd / "bin").exists():
+        link_clone(cwd)
+    return bash(cwd / script, *flags, cwd=cwd, answer=answer, **env)
+
+
+def as_it_is(*command, cwd, **env):
     environment = {**os.environ, **env}
     return subprocess.run(
         ["bash", *command], cwd=cwd, env=environment, capture_output=True, text=True
@@ -26,7 +39,7 @@ def bash(*command, cwd, **env):
 
 def test_the_study_prunes_in_one_training_and_in_two(tmp_path):
     env = {**TINY, "RATIOS": "", "TARGETS": "0.5", "METHODS": "l1", "EPOCHS": "2"}
-    told = bash(ROOT / "study.sh", "thin", *NET, cwd=tmp_path, **env)
+    told = in_forks("study.sh", "thin", *NET, cwd=tmp_path, **env)
     assert told.returncode == 0, told.stderr
     assert re.findall(r"^\[(\d/\d)\] (.+)$", told.stderr, re.MULTILINE) == [
         ("1/5", "train"),
@@ -46,7 +59,7 @@ def test_the_study_prunes_in_one_training_and_in_two(tmp_path):
 
 
 def test_the_grid_with_its_controls_is_done_once(tmp_path):
-    first = bash(ROOT / "study.sh", "literal", *NET, cwd=tmp_path, **TINY)
+    first = in_forks("study.sh", "literal", *NET, cwd=tmp_path, **TINY)
     assert result(first)["runs"] == 7
     titles = re.findall(r"^\[(\d)/(\d)\] (.+)$", first.stderr, re.MULTILINE)
     assert [int(number) for number, _, _ in titles] == list(range(1, 10))
@@ -63,7 +76,7 @@ def test_the_grid_with_its_controls_is_done_once(tmp_path):
     assert (longer["arguments"]["recipe"]["epochs"], longer["control"]) == (1, "longer")
     assert len([file for file in written if file.name == "benchmark.json"]) == 5
     again = {**TINY, "METHODS": "l1", "CONTROLS": "0"}
-    result(bash(ROOT / "study.sh", "literal", *NET, cwd=tmp_path, **again))
+    result(in_forks("study.sh", "literal", *NET, cwd=tmp_path, **again))
     changed = [file for file, time in written.items() if file.stat().st_mtime_ns != time]
     assert {file.name for file in changed} == {"benchmark.json"}
 
@@ -71,8 +84,8 @@ def test_the_grid_with_its_controls_is_done_once(tmp_path):
 def test_the_demo_is_what_runs_where_no_dataset_is_named(tmp_path):
     env = {**TINY, "METHODS": "l1", "TRAIN": "--width 2 --train-images 64"}
     env |= {"TUNE": "--train-images 64", "EPOCHS": "1"}
-    told = bash(
-        ROOT / "run.sh", "--width", "2", "--image-size", "8", "--threads", "1", cwd=tmp_path, **env
+    told = in_forks(
+        "run.sh", "--width", "2", "--image-size", "8", "--threads", "1", cwd=tmp_path, **env
     )
     assert result(told)["runs"] == 3
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["synthetic"]
@@ -81,7 +94,7 @@ def test_the_demo_is_what_runs_where_no_dataset_is_named(tmp_path):
 def test_a_stage_that_fails_ends_the_loop_with_its_code_and_its_line(tmp_path):
     for name in ("main.py", "models.py", "json.py", "signal.py"):  # of the user, and none of ours
         (tmp_path / name).write_text("raise SystemExit(9)\n")
-    told = bash(ROOT / "run.sh", "--dataset", "cifar10", "--data", "nowhere", cwd=tmp_path)
+    told = as_it_is(ROOT / "run.sh", "--dataset", "cifar10", "--data", "nowhere", cwd=tmp_path)
     assert (told.returncode, told.stdout) == (1, "")
     title, error = told.stderr.splitlines()
     assert title == "[1/9] train"
@@ -93,11 +106,11 @@ def test_a_stage_that_fails_ends_the_loop_with_its_code_and_its_line(tmp_path):
         ("literal", {"TARGETS": "0.5"}, "weight leaves the MACs"),
         ("literal", {"METHODS": ", "}, "nothing to prune"),
     ):
-        refused = bash(ROOT / "study.sh", part, *NET, cwd=tmp_path, **env)
+        refused = as_it_is(ROOT / "study.sh", part, *NET, cwd=tmp_path, **env)
         assert refused.returncode == 2
         assert told in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
-    assert bash(ROOT / "study.sh", "everything", cwd=tmp_path).returncode == 2
+    assert as_it_is(ROOT / "study.sh", "everything", cwd=tmp_path).returncode == 2
 
 
 def test_publishing_copies_figures_and_no_weights(tmp_path):
@@ -108,7 +121,7 @@ def test_publishing_copies_figures_and_no_weights(tmp_path):
     (tmp_path / "docs/results").mkdir()
     shutil.copytree(ROOT / "docs/results/resnet20/seed0", tmp_path / "runs/cifar100/resnet20/seed0")
     (tmp_path / "runs/cifar100/resnet20/seed0/baseline/model.pt").write_bytes(b"weights")
-    assert result(bash(tmp_path / "study.sh", "publish", cwd=tmp_path))["runs"] > 5
+    assert result(as_it_is(tmp_path / "study.sh", "publish", cwd=tmp_path))["runs"] > 5
     results = tmp_path / "docs/results"
     assert (results / "resnet20/seed0/baseline/metrics.jsonl").is_file()
     assert (results / "resnet20/seed0/baseline/benchmark.json").is_file()
