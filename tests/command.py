@@ -62,25 +62,30 @@ def write_program(file, text):
 
 def bash(*arguments, cwd, answer, **env):
     """Run bash in a linked clone; `answer(arguments, dry)` runs what it calls `python` for."""
-    with tempfile.TemporaryDirectory() as jobs:
+    command = ["/bin/bash", *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "PATH": f"{cwd}/bin:{os.environ['PATH']}", **env}
-        env |= {"JOBS": jobs, "SERVER": str(os.getpid())}
-        streams = [Path(jobs, name) for name in ("stdout", "stderr")]
+        env |= {"JOBS": folder, "SERVER": str(os.getpid())}
+        streams = [Path(folder, name) for name in ("stdout", "stderr")]
         with streams[0].open("w") as out, streams[1].open("w") as err:
-            command = ["/bin/bash", *map(str, arguments)]
             shell = subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=err)
-            while shell.poll() is None:
-                for job in Path(jobs).glob("*/arguments"):
-                    dry, *given = job.read_text().splitlines()
-                    done = answer(given, dry)
-                    answers = {"stdout": done.stdout, "stderr": done.stderr}
-                    for name, text in {**answers, "code": str(done.returncode)}.items():
-                        job.with_name("new").write_text(text)
-                        job.with_name("new").rename(job.with_name(name))
-                    job.unlink()
-                time.sleep(0.01)
+        while shell.poll() is None:
+            for asked in Path(folder).glob("*/arguments"):
+                _serve(asked, answer)
+            time.sleep(0.01)
         texts = [stream.read_text() for stream in streams]
     return subprocess.CompletedProcess(command, shell.returncode, *texts)
+
+
+def _serve(asked, answer):
+    dry, *arguments = asked.read_text().splitlines()
+    asked.unlink()
+    done = answer(arguments, dry)
+    asked.with_name("stdout").write_text(done.stdout)
+    asked.with_name("stderr").write_text(done.stderr)
+    code = asked.with_name("new")  # renamed when it is whole: the shim waits for it
+    code.write_text(str(done.returncode))
+    code.rename(asked.with_name("code"))
 
 
 def _run(command, cwd, streams):

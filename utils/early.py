@@ -15,6 +15,5 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 sys.excepthook = _hook
-os.environ["GOMP_SPINCOUNT"] = (
-    os.environ.get("GOMP_SPINCOUNT") or "3000"
-)  # read when PyTorch loads libgomp
+# Read when PyTorch loads libgomp. An empty value counts as none.
+os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT") or "3000"

@@ -95,6 +95,7 @@ def test_what_the_documents_show_runs(work):
 
 
 def in_bash(block, work):
+    """Run a block, and all that it calls `python` for."""
     env = {"HOME": str(work)}
     env |= {"DRY": "1", "SLURM_ARRAY_TASK_ID": "6"} if "SLURM" in block else {}
     done = bash("-euo", "pipefail", "-c", block, cwd=work, answer=partial(answer, work), **env)
