@@ -31,9 +31,10 @@ from tqdm import tqdm
 from measurement.timing import relative_latency
 from models import build, channel_groups, cost_of, costs
 from pruning import PruningConfig, Task, name_of, prune_step, resolve, sensitivity
-from pruning.allocation import hardware_multiple, select
+from pruning.allocation import select
 from pruning.criteria import Calibration, score
 from pruning.refit import refit
+from pruning.selection import multiple_of
 from pruning.surgery import verify
 from utils import checkpoint as checkpoints
 from utils import cli
@@ -113,8 +114,6 @@ def prune(
         batch = (step.batch_size, 3, size, size)
         clock = partial(relative_latency, build(parent.dense), batch, machine)
     batches = partial(sample, data, CALIBRATION_IMAGES, step.seed)
-    groups, _ = select(channel_groups(parent.spec), step.skip, step.scope)
-    multiple = hardware_multiple(machine.device.type, groups)
     masks = parent.pruning.state.masks if parent.pruning else {}
     judged = data.train.draw(SENSITIVITY_IMAGES, step.seed)
 
@@ -122,12 +121,16 @@ def prune(
         recalibrate(network, data, machine, Recipe(seed=step.seed))
         return evaluate(network, data, machine, judged)[0]
 
-    task = Task(cost_of(parent.dense, size), size, batches, masks, clock, accuracy, multiple, drops)
+    task = Task(cost_of(parent.dense, size), size, batches, masks, clock, accuracy, drops)
 
     pruning_start = time.perf_counter()
     pruned, record = prune_step(model, step, task, parent.pruning)
     pruning_seconds = time.perf_counter() - pruning_start
     say(table(("group", "before", "after", "protected by"), pruned.rows))
+    groups, _ = select(channel_groups(parent.spec), step.skip, step.scope)
+    multiple = multiple_of(step, groups)
+    if multiple > 1 and not step.round_to:
+        say(f"widths are multiples of {multiple}, which is fast; --round-to 1 keeps any width")
     x = normalize(data.train.images[:CHECK_IMAGES], data.mean, data.std)
     difference, largest = verify(pruned.reference, pruned.network, x)
     if step.refit:
@@ -155,7 +158,7 @@ def prune(
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
     if task.latency:
         measured["latency_share"] = task.latency(pruned.network)
-        measured["round_to"] = step.round_to or multiple
+    measured["round_to"] = multiple
     measured |= {"max_logit_difference": difference, "pruning_seconds": pruning_seconds}
     measured["seconds"] = time.perf_counter() - start
     outcome = Outcome(pruned.model, measured, record, pruned.network)

@@ -4,8 +4,9 @@
 #     bash speed.sh                      depth 50, standard
 #     ROUND_TO=4 bash speed.sh --depth 20    another network; flags of main.py
 #
-# The networks are hardly trained. Call it again at any time: finished ones are kept. ROUND_TO is the
-# multiple of widths (16); BENCH are flags of benchmark.py. Torch-Pruning is compared if it is installed.
+# The networks are hardly trained. Call it again at any time: finished ones are kept. Each target is
+# cut twice: as usual, and to widths that are multiples of ROUND_TO (1). BENCH are flags of
+# benchmark.py. Torch-Pruning is compared if it is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
@@ -30,7 +31,7 @@ prune() { # prune NAME FLAG...; what cannot be had (code 2) is left out
 for ratio in 0.3 0.6 0.9; do prune "l1-$ratio" --ratio "$ratio"; done
 for share in 0.5 0.25 0.125; do
     prune "macs-$share" --target-macs "$share"
-    prune "macs-$share-by${ROUND_TO:=16}" --target-macs "$share" --round-to "$ROUND_TO"
+    prune "macs-$share-by${ROUND_TO:=1}" --target-macs "$share" --round-to "$ROUND_TO"
 done
 prune weight-0.9 --method weight --ratio 0.9
 plugin=(--plugin "$here/docs/torch_pruning_plugin.py" --method tp-magnitude)

@@ -11,7 +11,7 @@ from thop import profile as thop
 from torch import nn
 
 from models import channel_groups, costs, layer_costs, spec_of
-from pruning.allocation import hardware_multiple
+from pruning.allocation import fast_multiple
 from utils.checkpoint import Checkpoint
 from utils.device import Machine, describe
 from utils.files import locked, write_json
@@ -129,15 +129,15 @@ def keeps_up(measured: float, promised: float) -> bool:
     return measured >= promised**0.75
 
 
-def reasons(network: nn.Module, dense: nn.Module, image_size: int, device: str) -> list[str]:
+def reasons(network: nn.Module, dense: nn.Module, image_size: int) -> list[str]:
     """What may keep a network from being as much faster than `dense` as it has fewer MACs.
 
-    Nothing is guessed or timed; these are counts. `device` is "cpu" or "cuda".
+    Nothing is guessed or timed; these are counts.
     """
     after, before, lines = costs(network, image_size), costs(dense, image_size), []
     if (zeros := 1 - after["nonzero_params"] / after["params"]) > 0.01:
         lines.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
-    multiple = hardware_multiple(device, channel_groups(spec_of(dense)))
+    multiple = fast_multiple(channel_groups(spec_of(dense)))
     widths = [w for name, w in spec_of(network)["widths"].items() if ".se.fc1" not in name]
     if odd := sum(width % multiple > 0 for width in widths):
         lines.append(f"{odd} of its {len(widths)} widths are no multiple of {multiple}")

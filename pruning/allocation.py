@@ -13,6 +13,9 @@ from models import Group
 Kept = dict[str, Tensor]  # group name -> indices of the channels that stay, ascending
 
 
+FAST = 16  # channels that processors like to work on at once
+
+
 class Limits(NamedTuple):
     """What no group may go below. `min_keep` below 1 is a fraction of the group."""
 
@@ -40,14 +43,15 @@ def keep_count(size: int, ratio: float) -> int:
     return int(round(size * (1 - ratio), 6))
 
 
-def hardware_multiple(device: str, groups: list[Group]) -> int:
+def fast_multiple(groups: Sequence[Group]) -> int:
     """What widths should be multiples of to be fast, no more than a quarter of a small group.
 
-    16 channels fill half a row of an AMX tile, 8 the 16 bytes that a GPU reads at once. The
-    middles of squeeze-and-excitation do not count: they work on single pixels.
+    16 channels fill a vector register of AVX-512, half a row of an AMX tile, and twice what a
+    tensor core reads at once. The same on all machines: a command gives one network everywhere.
+    The middles of squeeze-and-excitation do not count: they work on single pixels.
     """
     smallest = min((group.size for group in groups if group.norms), default=4)
-    return max(1, min(8 if device == "cuda" else 16, smallest // 4))
+    return max(1, min(FAST, smallest // 4))
 
 
 def select(groups: list[Group], names: Sequence[str], scope: str) -> tuple[list[Group], dict]:

@@ -96,7 +96,9 @@ class PruningConfig(Options):
     min_keep: float = option(
         1.0, "least channels kept: a number, or a fraction (default: 1; not by layer: 0.1)", float
     )
-    round_to: int | None = option(None, "multiple that widths are rounded to", int, "[1, 1e9]")
+    round_to: int | None = option(
+        None, "multiple of widths (default: 16 for a target in wide networks)", int, "[1, 1e9]"
+    )
     refit: bool = option(False, "l1: least-squares repair after the cut, on training images", bool)
     schedule: str = option("asymptotic", SCHEDULE)
     gradual: bool = option(False, "l1, weight: pruning while training, on a ramp", bool)

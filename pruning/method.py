@@ -64,7 +64,6 @@ class Task:
     masks: Masks = field(default_factory=dict)  # that an earlier pruning left
     latency: Callable[[nn.Module], float] | None = None  # as a fraction of the dense network's
     accuracy: Callable[[nn.Module], float] | None = None  # on training images, recalibrated before
-    multiple: int = 1  # of what the device likes widths to be
     sensitivity: Mapping[str, Mapping[str, float]] | None = None  # group -> ratio -> drop
 
 

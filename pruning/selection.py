@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import Group, Span, Spec, channel_groups, cost_of, layer_costs, spec_of
 
-from .allocation import Kept, Limits, allocate, select, solve
+from .allocation import FAST, Kept, Limits, allocate, fast_multiple, select, solve
 from .config import PruningConfig
 from .criteria import Calibration, Scores, normalize_scores, score
 from .search import stage_ratios
@@ -44,7 +44,7 @@ def choose(
     groups, protected = select(everything, config.skip, config.scope)
     if not groups:
         raise ValueError("--skip and --scope leave nothing to prune")
-    limits = Limits(config.min_keep, multiple_of(config, task))
+    limits = Limits(config.min_keep, multiple_of(config, groups))
     counted = "params" if config.target_params else "macs"
     if scores is None:
         scores = score(model, groups, config.criterion, Calibration(config.seed, task.batches))
@@ -129,9 +129,15 @@ def cost_of_a_channel(
     return found
 
 
-def multiple_of(config: PruningConfig, task: Task) -> int:
-    """What widths are rounded to: what was asked for, or for a latency what the device likes."""
-    return config.round_to or (task.multiple if config.target_latency else 1)
+def multiple_of(config: PruningConfig, groups: list[Group]) -> int:
+    """What widths are rounded to: what was asked for or, for a target, what is fast.
+
+    Where no group is wide enough for the whole of that, only for a latency.
+    """
+    if config.round_to or config.ratio is not None:
+        return config.round_to or 1
+    multiple = fast_multiple(groups)
+    return multiple if multiple == FAST or config.target_latency else 1
 
 
 def _row(group: Group, kept: Kept, protected: dict[str, str], limits: Limits) -> Row:

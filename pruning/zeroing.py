@@ -102,7 +102,9 @@ class Zeroing(Method):
             raise ValueError("a target with --method soft needs --threshold layer")
         ratio, kept, rows = choose(model, config, task)
         everything = {g.name: list(range(g.size)) for g in channel_groups(spec_of(model))}
-        self.state = SoftState(everything, dict(task.masks), True, ratio, multiple_of(config, task))
+        groups, _ = select(channel_groups(spec_of(model)), config.skip, config.scope)
+        multiple = multiple_of(config, groups)
+        self.state = SoftState(everything, dict(task.masks), True, ratio, multiple)
         return Pruned(model, cut(model, kept), mask_channels(model, kept), ratio, rows)
 
     def on_gradients(self, model: nn.Module) -> None:

@@ -59,7 +59,7 @@ def test_a_busy_machine_explains_nothing():
 
 def test_a_dense_network_gives_no_reasons():
     network = lively(new_spec(26, 10, arch="resnet_de", width=8))
-    assert reasons(network, network, 8, "cpu") == []
+    assert reasons(network, network, 8) == []
 
 
 def test_masks_are_named():
@@ -67,7 +67,7 @@ def test_masks_are_named():
     with torch.no_grad():
         for values in network.parameters():
             values[torch.rand(values.shape) < 0.9] = 0
-    (told,) = reasons(network, dense, 8, "cpu")
+    (told,) = reasons(network, dense, 8)
     share, text = told.split(" ", 1)
     assert 88 <= int(share.rstrip("%")) <= 92
     assert text == "of its parameters are zero, and dense kernels multiply zeros"
@@ -79,7 +79,7 @@ def test_odd_widths_are_counted():
     odd = {**widths, "layer1.0.conv1": 11, "layer3.1.conv1": 49}
     for own, told in ((widths, []), (odd, ["2 of its 19 widths are no multiple of 4"])):
         network = lively({**dense, "widths": own, "pads": dict.fromkeys(dense["pads"], 0)})
-        found = reasons(network, lively(dense), 8, "cpu")
+        found = reasons(network, lively(dense), 8)
         assert [line for line in found if "widths" in line] == told
 
 
@@ -89,7 +89,7 @@ def test_cutting_inside_blocks_leaves_the_activations():
         n: 1 if n.endswith(("conv1", "conv2")) and "." in n else w
         for n, w in dense["widths"].items()
     }
-    told = reasons(lively({**dense, "widths": inner}), lively(dense), 16, "cuda")
+    told = reasons(lively({**dense, "widths": inner}), lively(dense), 16)
     (activations,) = (line for line in told if "activations" in line)
     assert activations.endswith("x")
 

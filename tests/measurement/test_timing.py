@@ -1,29 +1,13 @@
-"""Multiples of widths, and times that stand beside each other."""
+"""Times that stand beside each other."""
 
 import time
 
-import pytest
 import torch
 
 from measurement.runtimes import REFERENCE
 from measurement.timing import BLOCK, WARMUP, interleaved, relative_latency
-from models import channel_groups, new_spec
-from pruning.allocation import hardware_multiple
+from models import new_spec
 from tests.conftest import lively
-
-
-@pytest.mark.parametrize(
-    ("spec", "cpu", "cuda"),
-    [
-        (new_spec(50, 10), 16, 8),
-        (new_spec(20, 10), 4, 4),  # no more than a quarter of 16 channels
-        (new_spec(20, 10, width=2), 1, 1),
-        (new_spec(26, 10, arch="resnet_de"), 16, 8),  # the 4 of squeeze-and-excitation aside
-    ],
-)
-def test_hardware_multiple(spec, cpu, cuda):
-    groups = channel_groups(spec)
-    assert (hardware_multiple("cpu", groups), hardware_multiple("cuda", groups)) == (cpu, cuda)
 
 
 def test_percentiles_are_in_order_and_calls_take_turns():

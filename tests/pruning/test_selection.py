@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from models import channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, resolve
+from pruning.allocation import fast_multiple
 from pruning.selection import choose, cost_of_a_channel, shares
 from pruning.surgery import cut_spec
 from tests.conftest import lively
@@ -62,6 +65,36 @@ def test_a_target_of_macs_is_met(spec, scope, criterion, target):
     macs = cost_of_a_channel(spec, groups, 32)
     one = max(len(g.producers) * macs[g.name] for g in groups)
     assert abs(cost_of(spec_of(slim)).macs - target * cost_of(spec).macs) <= one
+
+
+@pytest.mark.parametrize(
+    ("width", "flags", "multiple"),
+    [
+        (64, {"target_macs": 0.5}, 16),
+        (64, {"target_macs": 0.5, "round_to": 1}, 1),
+        (64, {"target_params": 0.5, "round_to": 8}, 8),
+        (64, {"ratio": 0.4}, 1),
+        (16, {"target_macs": 0.5}, 1),  # thin: single channels are worth more than speed
+    ],
+)
+def test_a_target_rounds_the_widths_of_a_wide_network(width, flags, multiple):
+    model = lively(new_spec(20, 10, width=width))
+    _, kept, _ = choose(model, resolve(flags), Task(cost_of(spec_of(model))))
+    assert math.gcd(*(len(index) for index in kept.values())) % multiple == 0
+    assert multiple > 1 or any(len(index) % 2 for index in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("spec", "multiple"),
+    [
+        (new_spec(50, 10), 16),
+        (new_spec(20, 10), 4),  # no more than a quarter of 16 channels
+        (new_spec(20, 10, width=2), 1),
+        (new_spec(26, 10, arch="resnet_de"), 16),  # the 4 of squeeze-and-excitation aside
+    ],
+)
+def test_fast_multiple(spec, multiple):
+    assert fast_multiple(channel_groups(spec)) == multiple
 
 
 @pytest.mark.parametrize("spec", [new_spec(32, 10), new_spec(26, 10, arch="resnet_de", width=16)])
