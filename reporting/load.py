@@ -281,7 +281,7 @@ def _is_result(result: Any) -> bool:
 
 
 def _is_log(rows: Any, epochs: tuple[int, ...]) -> bool:
-    numbers = [value for row in rows for value in (row["top1"], row.get("flipped", 0))]
+    numbers = [value for row in rows for value in (row.get("top1", 0), row.get("flipped", 0))]
     counted = all(row["epoch"] == number for number, row in enumerate(rows, 1))
     return counted and (len(rows),) == epochs and _plain([], numbers)
 

@@ -115,6 +115,7 @@ class Recipe(Options):
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", float, "[0, 1e9]")
     label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]")
     augment: str = option("crop-flip", "of the training images", str, AUGMENTATIONS)
+    eval_every: int = option(1, "epochs between two looks at the test images", int, "[1, 1e9]")
     compile: bool = option(False, "torch.compile for the network", bool)
     teacher: str | None = None  # hash of the checkpoint whose logits are distilled
     temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]")

@@ -67,6 +67,15 @@ def test_training_is_deterministic_for_a_seed(tmp_path, data, dtype):
     assert not equal(first, other)
 
 
+def test_looking_at_the_test_images_less_often_changes_no_weight(tmp_path, data):
+    recipe = replace(RECIPE, epochs=5)
+    often, rows = train(tmp_path / "often", data, recipe)
+    seldom, fewer = train(tmp_path / "seldom", data, replace(recipe, eval_every=3))
+    assert equal(often, seldom)
+    assert [row["epoch"] for row in fewer if "top1" in row] == [3, 5]  # the last one always
+    assert fewer[-1]["top1"] == rows[-1]["top1"]
+
+
 def test_resumed_training_has_the_same_bits(tmp_path, data):
     recipe = replace(RECIPE, epochs=4)
     whole, rows = train(tmp_path / "whole", data, recipe)
