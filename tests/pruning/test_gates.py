@@ -1,4 +1,3 @@
-from dataclasses import replace
 
 import pytest
 import torch
@@ -140,11 +139,11 @@ def test_a_ramp_closes_what_a_cut_at_once_removes_while_nothing_is_learned(alloc
 
 
 def test_a_ramp_rounds_widths_for_a_latency_target_as_the_cut_would():
-    model = lively(SPECS[1])
+    model = lively(new_spec(20, 10, width=8))  # a quarter of its narrowest groups: 2
     dense = cost_of(spec_of(model)).macs
     task = Task(cost_of(spec_of(model)), latency=lambda m: cost_of(spec_of(m)).macs / dense)
     method = METHODS["soft"](resolve({"method": "soft", "target_latency": 0.5, "ramp": (0, 0.5)}))
-    method.prune(model, replace(task, multiple=2))
+    method.prune(model, task)
     method.on_start(model)
     method.on_epoch(model, 0.5, [], None)
     assert all(len(index) % 2 == 0 for index in method.state.kept.values())
