@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import pickle
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -176,7 +177,8 @@ def load_file(path: str | Path, advice: str = "make it again") -> Any:
     try:
         if file.suffix == ".safetensors":
             return _load_safetensors(file)
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # guesses about what is no checkpoint
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

@@ -203,6 +203,13 @@ def test_a_damaged_directory_of_a_zip_is_named(tmp_path):
         C.load(path)
 
 
+def test_guesses_of_pytorch_do_not_precede_ours(tmp_path, recwarn):
+    (tmp_path / "model.pt").write_bytes(b"\x80NKMXq")  # it takes this for an odd pickle protocol
+    with pytest.raises(C.CheckpointError, match=r"model\.pt: damaged"):
+        C.load_file(tmp_path / "model.pt")
+    assert not recwarn.list
+
+
 def test_safetensors(tmp_path):
     from safetensors.torch import save_file
 
