@@ -195,7 +195,7 @@ def sensitivities(
 ) -> dict[str, Any]:
     """Under "drops": group -> ratio -> points of accuracy lost on training images.
 
-    Measured once, then read from a file in `folder`, if that has the same network, criterion and
+    Each group is measured once, and kept in a file in `folder` for this network, criterion and
     images.
     """
     made = {"parent": parent.sha256, "images": SENSITIVITY_IMAGES, "seed": step.seed}
@@ -203,27 +203,39 @@ def sensitivities(
     made["train_images"] = len(data.train.labels)
     file = folder / f"sensitivity/{step.criterion}-{step.scope}-{parent.sha256[:8]}.json"
     groups, _ = select(channel_groups(parent.spec), [], step.scope)
-    ratios = [f"{ratio:g}" for ratio in sensitivity.RATIOS]
+    drops = {} if fresh else measured_drops(file, made)
+    missing = [group for group in groups if group.name not in drops]
+    if drops:
+        say(f"sensitivities read from {file}: {len(groups) - len(missing)} of {len(groups)} groups")
+    if missing:
+        model = parent.network()
+        batches = partial(sample, data, CALIBRATION_IMAGES, step.seed)
+        scores = score(model, groups, step.criterion, Calibration(step.seed, batches))
+        subset = data.train.draw(SENSITIVITY_IMAGES, step.seed)
+
+        def accuracy(network: nn.Module) -> float:
+            return evaluate(place(network, machine), data, machine, subset)[0]
+
+        whole = accuracy(model)
+        for group in tqdm(missing, "sensitivity", unit="group", disable=None):
+            drops[group.name] = sensitivity.measure(model, group, scores, accuracy, whole)
+            write_json(file, {**made, "drops": drops})
+        say(f"sensitivities of {len(missing)} groups written to {file}")
+    return {**made, "file": str(file), "drops": {group.name: drops[group.name] for group in groups}}
+
+
+def measured_drops(file: Path, made: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What a file has of sensitivities that were made alike; of one that is none, nothing."""
     with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
         found = json.loads(file.read_text())
-        drops = [found["drops"][group.name][ratio] for group in groups for ratio in ratios]
-        if all(map(math.isfinite, drops)) and made.items() <= found.items() and not fresh:
-            say(f"sensitivities read from {file}")
-            return {**found, "file": str(file)}  # the folder may have moved
-    model = parent.network()
-    batches = partial(sample, data, CALIBRATION_IMAGES, step.seed)
-    scores = score(model, groups, step.criterion, Calibration(step.seed, batches))
-    subset = data.train.draw(SENSITIVITY_IMAGES, step.seed)
-
-    def accuracy(network: nn.Module) -> float:
-        return evaluate(place(network, machine), data, machine, subset)[0]
-
-    bar = partial(tqdm, desc="sensitivity", unit="group", disable=None)
-    found = {**made, "file": str(file)}
-    found["drops"] = sensitivity.measure(model, groups, scores, accuracy, bar)
-    write_json(file, found)
-    say(f"sensitivities of {len(groups)} groups written to {file}")
-    return found
+        ratios = [f"{ratio:g}" for ratio in sensitivity.RATIOS]
+        if made.items() <= found.items():
+            return {
+                name: drops
+                for name, drops in found["drops"].items()
+                if all(math.isfinite(drops[ratio]) for ratio in ratios)
+            }
+    return {}
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What cuts are worth on this machine, in every engine: the tables of docs/speed.md.
+# What cuts are worth on this machine, in every engine, and how fast the networks train: the tables of
+# docs/speed.md.
 #
 #     bash speed.sh                      depth 50, standard
 #     ROUND_TO=4 bash speed.sh --depth 20    another network; flags of main.py
@@ -37,3 +38,16 @@ prune weight-0.9 --method weight --ratio 0.9
 plugin=(--plugin "$here/docs/torch_pruning_plugin.py" --method tp-magnitude)
 python -c "import torch_pruning" 2>/dev/null && prune torch-pruning-0.25 "${plugin[@]}" --target-macs 0.25
 python "$here/benchmark.py" "${networks[@]}" --batch-size 64 ${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 openvino-int8}
+
+train() { # train NAME FLAG...: images per second of two epochs, of which the first compiles
+    local folder=$work/train/$1
+    python "$here/main.py" --dataset synthetic "${@:2}" --train-images 1280 --epochs 2 --eval-every 2 \
+        --force --save "$folder" >/dev/null
+    sed 's/.*"epoch": \([0-9]*\).*"images_per_second": \([0-9]*\).*/training '"$1"', epoch \1: \2 images\/s/' \
+        "$folder/metrics.jsonl"
+}
+python "$here/docs/plain_training.py" --depth 50 "$@"
+train fp32 --depth 50 "$@" --precision fp32
+train auto --depth 50 "$@"
+train compile --depth 50 "$@" --compile
+for share in 0.5 0.25 0.125; do train "macs-$share" --like "$work/macs-$share" --compile; done

@@ -140,12 +140,18 @@ def test_sensitivity_is_measured_once_and_used(work):
     assert heat_map.read_bytes().startswith(b"\x89PNG")
     result(run("res50prune.py", *flags, "--sensitivity", "--save", "elsewhere", cwd=work))
     assert {file.suffix for file in (work / "elsewhere/sensitivity").iterdir()} == {".json", ".png"}
-    empty = {group: {} for group in output["drops"]}
-    (work / output["file"]).write_text(json.dumps({**output, "drops": empty}))
+    # An interrupted measurement goes on, and its picture is drawn.
+    some = dict(list(output["drops"].items())[1:])
+    (work / output["file"]).write_text(json.dumps({**output, "drops": some}))
     heat_map.unlink()
-    again = run("res50prune.py", *flags, "--sensitivity", cwd=work)  # measured, and drawn again
+    again = run("res50prune.py", *flags, "--sensitivity", cwd=work)
+    assert "sensitivities of 1 groups written" in again.stderr
     assert result(again)["drops"] == output["drops"]
     assert heat_map.is_file()
+    damaged = {group: {} for group in output["drops"]}
+    (work / output["file"]).write_text(json.dumps({**output, "drops": damaged}))
+    again = run("res50prune.py", *flags, "--sensitivity", cwd=work)
+    assert result(again)["drops"] == output["drops"]
     pruned = run("res50prune.py", *flags, "--allocation", "sensitivity", cwd=work)
     assert "sensitivities read from" in pruned.stderr
     dense = json.loads((work / FOLDER / "baseline/result.json").read_text())
