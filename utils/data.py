@@ -215,6 +215,8 @@ def _keep(data: Data, path: Path, fingerprint: str) -> None:
 
 def _from_cache(path: Path, fingerprint: str) -> Data | None:
     # Missing, damaged, from an older version: whatever is wrong with it, read afresh.
+    if not path.is_file():  # opening a pipe would wait for ever
+        return None
     with contextlib.suppress(Exception):
         stored = torch.load(path, weights_only=True, mmap=True)
         if stored["fingerprint"] == fingerprint:

@@ -267,8 +267,11 @@ class Run(contextlib.AbstractContextManager):
     def _finished(self) -> dict[str, Any] | None:
         """The result of the stage, if it is done and need not be done again."""
         file = self.folder / "result.json"
-        if self._force or not (file.is_file() and self.model.is_file()):
+        if self._force or not self.model.is_file():
             return None
+        if not file.is_file():
+            # Lost, unless a process was killed before it wrote it.
+            return None if self.resume.exists() else self._recovered()
         try:
             result = json.loads(file.read_text())
             made_with = result["arguments"]
@@ -289,6 +292,22 @@ class Run(contextlib.AbstractContextManager):
             with contextlib.suppress(OSError):
                 write_json(file, result)
         return {**result, "checkpoint": str(self.model)}  # the folder may have moved
+
+    def _recovered(self) -> dict[str, Any] | None:
+        """The result of a training, from its checkpoint. A pruning is quickly done again."""
+        content = checkpoints.load_file(self.model, "--force starts over")
+        if not checkpoints.is_checkpoint(content):
+            problem = "not of this project; choose another --save, or start over with --force"
+            raise ValueError(f"{self.model} is {problem}")
+        checkpoint = checkpoints.parse(content, self.model)
+        self._compare(checkpoint.history[-1]["arguments"])
+        if checkpoint.stage == "pruned":
+            return None
+        result = self._tell(checkpoint, checkpoint.spec["widths"])
+        result["sha256"] = checkpoint.sha256
+        with contextlib.suppress(OSError):
+            write_json(self.folder / "result.json", result)
+        return result
 
     def _unfinished(self) -> dict[str, Any]:
         """What `save_state` saved."""
@@ -319,7 +338,7 @@ class Run(contextlib.AbstractContextManager):
     def _replace(self) -> None:
         """Now there is something new: what `force` ignored goes, the mark of being done first."""
         if self._force:
-            for name in ("result.json", "resume.pt", "metrics.jsonl", "model.pt"):
+            for name in ("result.json", "model.pt", "resume.pt", "metrics.jsonl"):
                 (self.folder / name).unlink(missing_ok=True)
         self._force = False
 
@@ -354,13 +373,7 @@ class Run(contextlib.AbstractContextManager):
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
         network_and_data = spec_of(model), state, data.description()
         checkpoint = Checkpoint(stage, *network_and_data, record, metrics, history)
-        result = {"stage": stage, "checkpoint": str(self.model), "dataset": data.name}
-        result |= {key: checkpoint.spec[key] for key in ("arch", "depth")}
-        result["method"] = record.steps[-1].method if record else None
-        result |= {"ratio": record.ratio if record else 0.0, "seed": seed}
-        result |= {**_summary(checkpoint), **metrics, "widths": spec_of(network)["widths"]}
-        result |= {"machine": machine, "commit": made_with["commit"], "arguments": self.identity}
-        result = plain(result)
+        result = self._tell(checkpoint, spec_of(network)["widths"])
         if rank() == 0:
             self._replace()
             checkpoint.save(self.model)
@@ -368,6 +381,18 @@ class Run(contextlib.AbstractContextManager):
             write_json(self.folder / "result.json", result)
             self.resume.unlink(missing_ok=True)
         return result
+
+    def _tell(self, checkpoint: Checkpoint, widths: dict[str, int]) -> dict[str, Any]:
+        """What result.json says of a checkpoint; `widths` are those when its pruning has ended."""
+        record, made = checkpoint.pruning, checkpoint.history[-1]
+        result = {"stage": checkpoint.stage, "checkpoint": str(self.model)}
+        result["dataset"] = checkpoint.data["dataset"]
+        result |= {key: checkpoint.spec[key] for key in ("arch", "depth")}
+        result["method"] = record.steps[-1].method if record else None
+        result |= {"ratio": record.ratio if record else 0.0, "seed": made["seed"]}
+        result |= {**_summary(checkpoint), **checkpoint.metrics, "widths": widths}
+        result |= {"machine": made["machine"], "commit": made["versions"]["commit"]}
+        return plain({**result, "arguments": self.identity})
 
 
 def _summary(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -316,14 +316,15 @@ def test_pruning_without_evaluation_is_quick(tmp_path):
     "script", ["main.py", "res50prune.py", "finetune.py", "benchmark.py", "export.py", "report.py"]
 )
 def test_help_is_quick_and_complete(script, tmp_path):
-    start_time = time.perf_counter()
+    before = os.times()
     process = start(script, "--help", cwd=tmp_path)
     stdout, _ = process.communicate()
-    seconds = time.perf_counter() - start_time
+    after = os.times()
+    seconds = sum(after[2:4]) - sum(before[2:4])  # of the processor, by children
     assert process.returncode == 0
     assert f"python {script}" in stdout
     assert "(default: " in stdout
-    assert seconds < 15  # under 3 on an idle machine
+    assert seconds < 10  # 2 to 3 on an idle machine; nearly all of it is PyTorch's import
     assert "%(default)" not in stdout
     assert not os.listdir(tmp_path)
 
@@ -362,6 +363,26 @@ def test_a_checkpoint_that_was_swapped_is_noticed(work):
     told = run("main.py", *NET, *TRAIN, cwd=work)
     assert told.returncode == 1
     assert "baseline/model.pt: not the file that result.json" in told.stderr
+
+
+def test_a_network_whose_result_was_lost_is_not_trained_again(work):
+    folder = work / "runs/synthetic/resnet20w4/seed0/baseline"
+    model, file = folder / "model.pt", folder / "result.json"
+    weights, stored = model.read_bytes(), json.loads(file.read_text())
+    file.unlink()
+    told = run("main.py", *NET, *TRAIN, cwd=work)
+    assert "epoch" not in told.stderr
+    assert result(told) == json.loads(file.read_text()) == stored
+    file.unlink()
+    other = run("main.py", *NET, *TRAIN, "--lr", "0.3", cwd=work)
+    assert other.returncode == 2
+    assert "--lr was" in other.stderr
+    torch.save({"fc.weight": torch.ones(2)}, model)
+    foreign = run("main.py", *NET, *TRAIN, cwd=work)
+    assert foreign.returncode == 2
+    assert "model.pt is not of this project" in foreign.stderr
+    assert "fc.weight" in torch.load(model)
+    model.write_bytes(weights)
 
 
 def test_force_does_not_replace_what_an_input_was_made_from(work):
