@@ -1,13 +1,13 @@
 """The figures of networks in engines: one row for each pair, and where rows are kept."""
 
 import json
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from thop import profile as thop
 from torch import nn
 
 from models import channel_groups, costs, layer_costs, spec_of
@@ -20,6 +20,10 @@ from utils.log import say
 from .engines import ENGINES, FILES, eager
 from .runtimes import REFERENCE
 from .timing import Timing, interleaved, layer_times
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it is older than what Python now advises
+    from thop import profile as thop
 
 BUSY = 1.5  # p90 / p10 of a machine that had other things to do, too
 

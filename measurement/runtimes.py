@@ -143,7 +143,9 @@ def _write_torch(
 ) -> None:
     blank = torch.zeros_like(images[:2])  # the file keeps it
     program = torch.export.export(network.eval(), (blank,), dynamic_shapes=ANY_BATCH)
-    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    whole = io.BytesIO()  # where a file cannot be written, PyTorch's own writer aborts the process
+    torch.export.save(program, whole, extra_files={"metadata.json": json.dumps(metadata)})
+    file.write_bytes(whole.getbuffer())
 
 
 def _torch_metadata(file: Path) -> Metadata:
@@ -167,7 +169,10 @@ def _write_openvino(
     model = ov.convert_model(io.BytesIO(_to_onnx(network, images, int8).SerializeToString()))
     for key, value in metadata.items():
         model.set_rt_info(json.dumps(value), ["pruning", key])
-    ov.save_model(model, file, compress_to_fp16=False)  # and its weights beside it, as .bin
+    try:
+        ov.save_model(model, file, compress_to_fp16=False)  # and its weights beside it, as .bin
+    except RuntimeError as error:  # of C++ streams, which do not say why
+        raise OSError(f"{file} cannot be written ({error}); is there room?") from None
 
 
 def _openvino_metadata(file: Path) -> Metadata:

@@ -32,6 +32,8 @@ PLUGIN = "plugin of "  # and a file: what its module is called
 # What a network trained elsewhere does not tell, of itself and of its images.
 READING = ("image_size", "shortcut", "stem", "stride", "key", "bn_eps")
 IMAGES = ("dataset", "mean", "std", "resize", "class_order")
+# How oneDNN, PyTorch and the loader of libraries say that there is no memory left.
+NO_MEMORY = ("could not create a primitive", "not enough memory", "failed to map segment")
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 
@@ -161,6 +163,15 @@ def _run(main: Callable[[argparse.Namespace], dict[str, Any]], args: Any) -> dic
         raise
 
 
+def _print(line: str) -> None:
+    """Print to standard output; where that fails, Python is not to try it again when it exits."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
 def run_script(
     build_parser: Callable[[], argparse.ArgumentParser],
     main: Callable[[argparse.Namespace], dict[str, Any]],
@@ -195,8 +206,7 @@ def run_script(
         with contextlib.redirect_stdout(sys.stderr):
             result = plain(_run(main, args))
         if rank() == 0:
-            line = summary(result) if for_people else json.dumps(result, allow_nan=False)
-            print(line, flush=True)
+            _print(summary(result) if for_people else json.dumps(result, allow_nan=False))
     except Interrupted as error:
         code = 128 + error.args[0]
         forced = " without --force" if getattr(args, "force", False) else ""
@@ -204,14 +214,15 @@ def run_script(
         say("interrupted" + (trains if hasattr(args, "epochs") else "; nothing is left half-done"))
     except BrokenPipeError:
         code = 1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # a user gets one line; --debug shows the rest
         code = 2 if isinstance(error, ValueError) else 1
         if args.debug:
             traceback.print_exc()
         lines = str(error).strip().splitlines()
         detail = lines[0] if lines else type(error).__name__
-        if type(error).__module__ == "builtins" and not isinstance(error, (ValueError, OSError)):
+        if isinstance(error, MemoryError) or any(words in detail for words in NO_MEMORY):
+            detail = f"out of memory ({detail}); free some, and call it again"
+        elif type(error).__module__ == "builtins" and not isinstance(error, (ValueError, OSError)):
             detail = f"{type(error).__name__}: {detail} (--debug shows where)"
         say(f"{Path(sys.argv[0]).name}: error: {detail}")
     if dist.is_initialized() and code == 0:

@@ -1,11 +1,12 @@
 """What every script imports first.
 
-Ctrl-C during the slow imports ends it without a traceback. And OpenMP threads that wait for work
-sleep sooner instead of spinning (docs/speed.md).
+Ctrl-C during the slow imports ends it without a traceback, and a current folder that was removed
+gets one line. OpenMP threads that wait for work sleep sooner instead of spinning (docs/speed.md).
 """
 
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 
 
@@ -15,5 +16,9 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 sys.excepthook = _hook
+try:
+    os.getcwd()
+except OSError:  # MKL would end the process, in its words
+    sys.exit(f"{Path(sys.argv[0]).name}: error: the current folder is gone; cd to another")
 # Read when PyTorch loads libgomp. An empty value counts as none.
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT") or "3000"

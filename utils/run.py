@@ -14,6 +14,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from os.path import realpath  # unlike Path.resolve never fails on links that loop
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,10 @@ def default_folder(network: NetworkConfig, seed: int) -> Path:
 def output_folder(config: RunConfig, usual: Path, *inputs: Checkpoint | None) -> Path:
     """--save, or else `usual`; ValueError if the images or an input are there."""
     folder = config.save or usual
-    if folder.resolve() == directory(config.data, inputs[0]).resolve():
+    if realpath(folder) == realpath(directory(config.data, inputs[0])):
         raise ValueError(f"--save {folder} is where the images are; choose another folder")
     old, known = folder / "model.pt", [one for one in inputs if one]
-    if old.resolve() in [one.file.resolve() for one in known]:
+    if realpath(old) in [realpath(one.file) for one in known]:
         raise ValueError(f"{folder} holds an input of this stage; choose another --save")
     ancestors = [entry["parent"] for one in known for entry in one.history]
     if config.force and old.is_file() and sha256(old) in ancestors:
@@ -336,9 +337,12 @@ class Run(contextlib.AbstractContextManager):
             )
 
     def _replace(self) -> None:
-        """Now there is something new: what `force` ignored goes, the mark of being done first."""
+        """Now there is something new: what `force` ignored goes, the mark of being done first.
+
+        Not the network, which is there until another takes its place.
+        """
         if self._force:
-            for name in ("result.json", "model.pt", "resume.pt", "metrics.jsonl"):
+            for name in ("result.json", "resume.pt", "metrics.jsonl"):
                 (self.folder / name).unlink(missing_ok=True)
         self._force = False
 

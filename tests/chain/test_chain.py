@@ -169,11 +169,10 @@ def test_a_missing_input_says_which_stage_to_run(tmp_path):
     assert "nowhere" in process.stderr.splitlines()[-1]
 
 
-def start(*args, cwd):
+def start(*args, cwd, **env):
     command = [sys.executable, str(ROOT / args[0]), *map(str, args[1:])]
-    return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, **env}}
+    return subprocess.Popen(command, cwd=cwd, text=True, **how)
 
 
 LONG = ["--epochs", "8", "--train-images", "1024", "--batch-size", "64", "--save", "out"]
@@ -317,7 +316,7 @@ def test_pruning_without_evaluation_is_quick(tmp_path):
 )
 def test_help_is_quick_and_complete(script, tmp_path):
     before = os.times()
-    process = start(script, "--help", cwd=tmp_path)
+    process = start(script, "--help", cwd=tmp_path, PYTHONWARNINGS="error")
     stdout, _ = process.communicate()
     after = os.times()
     seconds = sum(after[2:4]) - sum(before[2:4])  # of the processor, by children

@@ -1,27 +1,60 @@
 """What the scripts share, as a script has it."""
 
+import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.command import ROOT
 
-WRAPPED = """
+SCRIPT = """
 import os, signal, time
 from utils import cli
 
 def main(args):
+    {body}
+
+cli.run_script(lambda: cli.parser("a script"), main, str)
+"""
+WRAPPED = """
     try:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     except BaseException as error:
         raise RuntimeError("step 1 of 3 failed") from error
-
-cli.run_script(lambda: cli.parser("a script"), main, str)
 """
+
+
+def call(body, **how):
+    command = [sys.executable, "-c", SCRIPT.format(body=body)]
+    return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **how)
 
 
 def test_an_interrupt_that_a_library_takes_for_its_own_failure_is_one():
     """As PyTorch's ONNX exporter does."""
-    told = subprocess.run([sys.executable, "-c", WRAPPED], cwd=ROOT, capture_output=True, text=True)
+    told = call(WRAPPED)
     assert told.returncode == 130
     assert told.stderr.startswith("interrupted")
+
+
+def test_a_result_that_cannot_be_printed_is_an_error():
+    with open("/dev/full", "w") as full:
+        told = call("return {}", stdout=full)
+    assert told.returncode == 1
+    assert told.stderr == "-c: error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "RuntimeError('could not create a primitive')"])
+def test_what_libraries_say_without_memory_is_told_as_such(error):
+    told = call(f"raise {error}")
+    assert told.returncode == 1
+    assert told.stderr.startswith("-c: error: out of memory (")
+
+
+def test_a_current_folder_that_was_removed_gets_one_line(tmp_path):
+    command = f'rmdir "$PWD" && exec {sys.executable} {ROOT}/main.py --dataset synthetic'
+    told = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 1
+    assert told.stderr == "main.py: error: the current folder is gone; cd to another\n"
+    assert not os.path.exists(tmp_path)

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.config import NetworkConfig, Recipe
+from utils.config import NetworkConfig, Recipe, RunConfig
 from utils.device import Machine
-from utils.run import Run, network_for
+from utils.run import Run, network_for, output_folder
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 
@@ -69,3 +69,11 @@ def test_networks_are_named_by_what_is_not_usual(given, name):
 def test_a_value_that_cannot_be_is_refused_by_the_name_of_its_flag(config, field, value):
     with pytest.raises(ValueError, match="--" + field.replace("_", "-")):
         config(**{field: value})
+
+
+def test_a_save_in_links_that_loop_is_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    config = RunConfig(save=tmp_path / "a/out", data=tmp_path)
+    with pytest.raises(OSError, match="choose another folder"):
+        Run(output_folder(config, tmp_path, None), {}, CPU)
