@@ -225,6 +225,8 @@ def run_script(
         elif type(error).__module__ == "builtins" and not isinstance(error, (ValueError, OSError)):
             detail = f"{type(error).__name__}: {detail} (--debug shows where)"
         say(f"{Path(sys.argv[0]).name}: error: {detail}")
+    for signum in (signal.SIGINT, signal.SIGTERM):  # while Python ends, they are not for _interrupt
+        signal.signal(signum, signal.SIG_DFL)
     if dist.is_initialized() and code == 0:
         dist.destroy_process_group()
     sys.exit(code)

@@ -105,8 +105,10 @@ def _keep_freed_memory() -> None:
 
 
 def rank() -> int:
-    """Number of this process; 0 writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Number of this process; 0 writes and speaks. Also before it has met the others."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ["RANK"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 0
 
 
 def world_size() -> int:

@@ -92,7 +92,9 @@ def test_other_files_have_no_metadata(content, tmp_path):
         FORMATS["torch"].metadata(file)
 
 
-@pytest.mark.parametrize(("name", "target"), [("torch", "/dev/full"), ("openvino", "/proc/net.xml")])
+@pytest.mark.parametrize(
+    ("name", "target"), [("torch", "/dev/full"), ("openvino", "/proc/net.xml")]
+)
 def test_a_file_that_cannot_be_written_is_an_error_of_the_system(name, target, tmp_path):
     """Not the end of the process, or of a C++ stream."""
     with pytest.raises(OSError, match=r"No space left|cannot be written"):

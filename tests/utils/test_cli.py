@@ -45,6 +45,22 @@ def test_a_result_that_cannot_be_printed_is_an_error():
     assert told.stderr == "-c: error: [Errno 28] No space left on device\n"
 
 
+def test_of_processes_that_never_meet_one_speaks():
+    """As `torchrun report.py` starts them."""
+    for rank, said in (("0", 1), ("1", 0)):
+        env = {**os.environ, "WORLD_SIZE": "2", "RANK": rank}
+        told = call("return {}", stdout=subprocess.PIPE, env=env)
+        assert told.returncode == 0
+        assert told.stdout.count("{}") == said
+
+
+def test_a_signal_while_python_ends_leaves_no_traceback():
+    late = "import atexit; atexit.register(os.kill, os.getpid(), signal.SIGTERM); return {}"
+    told = call(late)
+    assert told.returncode == -15
+    assert "Traceback" not in told.stderr
+
+
 @pytest.mark.parametrize("error", ["MemoryError()", "RuntimeError('could not create a primitive')"])
 def test_what_libraries_say_without_memory_is_told_as_such(error):
     told = call(f"raise {error}")
