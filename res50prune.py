@@ -25,11 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
-from measurement.timing import layer_times, relative_latency
+from measurement.timing import relative_latency
 from models import build, channel_groups, cost_of, costs
 from pruning import PruningConfig, Task, name_of, prune_step, resolve, sensitivity
 from pruning.allocation import select
@@ -108,13 +107,12 @@ def prune(
     parent: Checkpoint, step: PruningConfig, data: Data, run: Run, home: Path, dense: Path
 ) -> dict:
     start, machine, size = time.perf_counter(), run.machine, data.image_size
-    model, drops, clock, seconds = parent.network(), None, None, None
+    model, drops, clock = parent.network(), None, None
     if step.allocation == "sensitivity":
         drops = sensitivities(parent, step, data, machine, home)["drops"]
     if step.target_latency:  # the values of the weights do not matter to the clock
         batch = (step.batch_size, 3, size, size)
         clock = partial(relative_latency, build(parent.dense), batch, machine)
-        seconds = layer_times(model, torch.randn(batch), machine)
     batches = partial(sample, data, CALIBRATION_IMAGES, step.seed)
     masks = parent.pruning.state.masks if parent.pruning else {}
     judged = data.train.draw(SENSITIVITY_IMAGES, step.seed)
@@ -123,8 +121,7 @@ def prune(
         recalibrate(network, data, machine, Recipe(seed=step.seed))
         return evaluate(network, data, machine, judged)[0]
 
-    told = clock, seconds, accuracy, drops
-    task = Task(cost_of(parent.dense, size), size, batches, masks, *told)
+    task = Task(cost_of(parent.dense, size), size, batches, masks, clock, accuracy, drops)
 
     pruning_start = time.perf_counter()
     pruned, record = prune_step(model, step, task, parent.pruning)

@@ -78,7 +78,7 @@ def measure(
         say(f"{engine}: {len(subjects)} networks, batch {batch}")
         x = torch.randn(subjects[0].shape(batch))
         calls = [bind(x) for bind in bound]
-        timings = interleaved(calls, machine.device, seconds)
+        timings = map(Timing.of, interleaved(calls, machine.device, seconds))
         for row, subject, call, timing in zip(rows, subjects, calls, timings, strict=True):
             exact = eager(subject.network, REFERENCE)(x)()
             error = ((call().float().cpu() - exact).abs().max() / exact.abs().max()).item()

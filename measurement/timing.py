@@ -26,13 +26,18 @@ class Timing(NamedTuple):
     p10: float
     p90: float
 
+    @classmethod
+    def of(cls, calls: np.ndarray) -> "Timing":
+        """Of the seconds of all calls of a function."""
+        return cls(*np.quantile(calls, (0.5, 0.1, 0.9)).tolist())
 
-def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -> list[Timing]:
-    """Time several functions in turn, in blocks, so that a drifting machine hits all of them.
 
-    A A A A A, B B B B B, ..., A A A A A, ...: the first call of a block finds what others left in
-    the caches, and does not count. Each function is called for about `seconds` in total after a
-    warm-up, in LEAST to MOST blocks.
+def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -> np.ndarray:
+    """Seconds of each call (functions, calls) of several functions that take turns.
+
+    In blocks, so that a drifting machine hits all of them: A A A A A, B B B B B, ..., A A A A A,
+    ... The first call of a block finds what others left in the caches, and does not count. Each
+    function is called for about `seconds` in total after a warm-up, in LEAST to MOST blocks.
     """
 
     def once(call: Call) -> float:
@@ -46,7 +51,7 @@ def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -
     for _ in range(min(MOST, max(LEAST, int(seconds / slowest / BLOCK)))):
         for call, times in zip(calls, samples, strict=True):
             times += [once(call) for _ in range(1 + BLOCK)][1:]
-    return [Timing(*call) for call in np.quantile(samples, (0.5, 0.1, 0.9), axis=1).T.tolist()]
+    return np.array(samples)
 
 
 def _clock(device: torch.device) -> float:
@@ -58,11 +63,14 @@ def _clock(device: torch.device) -> float:
 def relative_latency(
     dense: nn.Module, shape: tuple[int, ...], machine: Machine, network: nn.Module
 ) -> float:
-    """Median time of one batch in `network`, as a fraction of that in `dense`, timed in turn."""
+    """Time of one batch in `network`, as a fraction of that in `dense`.
+
+    The median of the ratios of neighboring calls, which a drifting machine leaves alone.
+    """
     x = torch.randn(shape)
     calls = [eager(model, machine)(x) for model in (dense, network)]
-    before, after = interleaved(calls, machine.device)
-    return after.median / before.median
+    before, after = interleaved(calls, machine.device, seconds=4)
+    return float(np.median(after / before))
 
 
 def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, float]:

@@ -63,7 +63,6 @@ class Task:
     batches: Batches | None = None  # calibration data: training images, for a criterion to see
     masks: Masks = field(default_factory=dict)  # that an earlier pruning left
     latency: Callable[[nn.Module], float] | None = None  # as a fraction of the dense network's
-    seconds: Mapping[str, float] | None = None  # of each layer, if these are what to save
     accuracy: Callable[[nn.Module], float] | None = None  # on training images, recalibrated before
     sensitivity: Mapping[str, Mapping[str, float]] | None = None  # group -> ratio -> drop
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ def choose(
         scores = normalize_scores(scores, config.criterion)
     scores = first_to_go(scores, closed or {})
     if config.allocation == "cost":
-        cost = cost_of_a_channel(spec, groups, task.image_size, counted, task.seconds)
+        cost = cost_of_a_channel(spec, groups, task.image_size, counted)
         scores = {
             g.name: shares(scores[g.name]) * (WORTH[g.scope] / cost[g.name]) ** STEEP
             for g in groups
@@ -113,21 +113,14 @@ def first_to_go(scores: Scores, closed: dict[str, Tensor]) -> Scores:
 
 
 def cost_of_a_channel(
-    spec: Spec,
-    groups: list[Group],
-    image_size: int,
-    counted: str = "macs",
-    seconds: Mapping[str, float] | None = None,
+    spec: Spec, groups: list[Group], image_size: int, counted: str = "macs"
 ) -> dict[str, float]:
-    """What one channel of each group costs, for each convolution that produces it.
-
-    In MACs, in "params" or, where the `seconds` of every layer are given, in these.
-    """
+    """MACs (or "params") of one channel of each group, for each convolution that produces it."""
     layers = {row.name: row for row in layer_costs(spec, image_size)}
-    costs = seconds or {name: getattr(row, counted) for name, row in layers.items()}
 
     def share(spans: Sequence[Span], axis: int) -> float:
-        return sum(costs[span.layer] / layers[span.layer].shape[axis] for span in spans)
+        rows = [layers[span.layer] for span in spans]
+        return sum(getattr(row, counted) / row.shape[axis] for row in rows)
 
     found = {}
     for group in groups:

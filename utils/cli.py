@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,19 @@ def _run(main: Callable[[argparse.Namespace], dict[str, Any]], args: Any) -> dic
         raise
 
 
+@contextlib.contextmanager
+def _all_to_stderr() -> Iterator[None]:
+    """What libraries print, those in C++ too, goes to standard error: the other is the result's."""
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
+
+
 def _print(line: str) -> None:
     """Print to standard output; where that fails, Python is not to try it again when it exits."""
     try:
@@ -203,7 +216,7 @@ def run_script(
     code = 0
     try:
         for_people = sys.stdout.isatty() and not args.json
-        with contextlib.redirect_stdout(sys.stderr):
+        with _all_to_stderr():
             result = plain(_run(main, args))
         if rank() == 0:
             _print(summary(result) if for_people else json.dumps(result, allow_nan=False))

@@ -5,7 +5,7 @@ import time
 import torch
 
 from measurement.runtimes import REFERENCE
-from measurement.timing import BLOCK, WARMUP, interleaved, relative_latency
+from measurement.timing import BLOCK, WARMUP, Timing, interleaved, relative_latency
 from models import new_spec
 from tests.conftest import lively
 
@@ -18,7 +18,7 @@ def test_percentiles_are_in_order_and_calls_take_turns():
         time.sleep(seconds)
 
     calls = [lambda: sleep("short", 0.002), lambda: sleep("long", 0.006)]
-    short, long = interleaved(calls, torch.device("cpu"), seconds=0.1)
+    short, long = map(Timing.of, interleaved(calls, torch.device("cpu"), seconds=0.1))
     for timing in (short, long):
         assert timing.p10 <= timing.median <= timing.p90
     assert 0.002 <= short.median < long.median
@@ -38,8 +38,8 @@ def test_what_others_leave_behind_does_not_count():
         last[:] = [name]
 
     calls = [lambda: call("one"), lambda: call("other")]
-    for timing in interleaved(calls, torch.device("cpu"), seconds=0.1):
-        assert timing.p90 < 0.015
+    for times in interleaved(calls, torch.device("cpu"), seconds=0.1):
+        assert Timing.of(times).p90 < 0.015
 
 
 def test_latency_is_relative_to_the_dense_network():

@@ -54,6 +54,15 @@ def test_of_processes_that_never_meet_one_speaks():
         assert told.stdout.count("{}") == said
 
 
+def test_what_a_library_prints_is_not_taken_for_the_result():
+    told = call(
+        "os.write(1, b'[Gloo] connected'); print('hello'); return {}", stdout=subprocess.PIPE
+    )
+    assert (told.returncode, told.stdout) == (0, "{}\n")
+    assert "[Gloo] connected" in told.stderr
+    assert "hello" in told.stderr
+
+
 def test_a_signal_while_python_ends_leaves_no_traceback():
     late = "import atexit; atexit.register(os.kill, os.getpid(), signal.SIGTERM); return {}"
     told = call(late)
