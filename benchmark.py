@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> dict:
         in_engine = [cost | times for cost, times in zip(costs, measured, strict=True)]
         for subject, row in zip(subjects, in_engine, strict=True):
             compare(row, in_engine[0])
-            why = reasons(subject.network, first.network, shape[-1])
+            why = reasons(subject.network, first.network, shape[-1], machine.device.type)
             row |= {"memory_batch": largest, "remarks": remarks(row, in_engine[0], why)}
             if not plan.no_memory:
                 row["peak_memory_bytes"] = peak_memory(subject.network, shape, machine, engine)

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 
-from models import build, cost_of, new_spec
+from models import Spec, build, cost_of, new_spec
 from pruning import METHODS, PruningConfig, Task, name_of, prune_step, resolve
 from pruning.config import ALIASES
 from pruning.masks import apply_masks
+from pruning.selection import with_fast_widths
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace) -> dict:
     machine = prepare(config)
     original = read_original(args.like, given, pruning) if args.like else None
     network, recipe = resolve_training(given, original)
-    step = pruning_step(pruning, recipe.seed) if pruning else None
+    step = pruning_step(pruning, recipe.seed, network) if pruning else None
     name = f"{name_of([step])}/scratch" if step else "baseline"
     if original:
         flops = "-flops" if recipe.name == "equal-flops" else ""
@@ -69,11 +70,18 @@ def main(args: argparse.Namespace) -> dict:
         return train(network, data, recipe, run, step)
 
 
-def pruning_step(given: dict, seed: int) -> PruningConfig:
+def pruning_step(given: dict, seed: int, network: NetworkConfig) -> PruningConfig:
     """How to prune while training: gradually, where a method could also do it at once."""
     name = given.get("method", PruningConfig.method)
     gradual = "gradual" in METHODS[ALIASES.get(name, name)].flags and "pattern" not in given
-    return resolve({**given, "seed": seed} | ({"gradual": True} if gradual else {}))
+    step = resolve({**given, "seed": seed} | ({"gradual": True} if gradual else {}))
+    return with_fast_widths(step, spec_for(network, 1))
+
+
+def spec_for(network: NetworkConfig, classes: int) -> Spec:
+    """The dense network that the flags describe."""
+    names = ("arch", "width", "shortcut", "stem", "stride")
+    return new_spec(network.depth, classes, **{name: getattr(network, name) for name in names})
 
 
 def read_original(path: Path, given: dict, pruning: dict) -> Checkpoint:
@@ -115,9 +123,7 @@ def train(
     network: NetworkConfig, data: Data, recipe: Recipe, run: Run, step: PruningConfig | None
 ) -> dict:
     """A dense network or, with a pruning step, one that is pruned meanwhile."""
-    names = ("arch", "width", "shortcut", "stem", "stride")
-    shape = {name: getattr(network, name) for name in names}
-    spec = new_spec(network.depth, len(data.classes), **shape)
+    spec = spec_for(network, len(data.classes))
     torch.manual_seed(recipe.seed)
     model, record = build(spec), None
     if step:

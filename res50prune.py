@@ -34,7 +34,7 @@ from pruning import PruningConfig, Task, name_of, prune_step, resolve, sensitivi
 from pruning.allocation import select
 from pruning.criteria import Calibration, score
 from pruning.refit import refit
-from pruning.selection import multiple_of
+from pruning.selection import with_fast_widths
 from pruning.surgery import verify
 from utils import checkpoint as checkpoints
 from utils import cli
@@ -75,7 +75,10 @@ def main(args: argparse.Namespace) -> dict:
     runs.require_finished(parent)
     network = runs.network_for(given, parent)
     seed = parent.seed if args.seed is None else args.seed
-    step = resolve({**cli.pruning_flags(args), "seed": seed, "batch_size": args.batch_size})
+    flags = {**cli.pruning_flags(args), "seed": seed, "batch_size": args.batch_size}
+    step = with_fast_widths(resolve(flags), parent.dense)
+    if step.round_to and args.round_to is None:
+        say(f"widths will be multiples of {step.round_to}, which is fast; --round-to 1: any width")
     home = runs.default_folder(network, seed)
     if args.sensitivity:
         if step.method == "weight":
@@ -127,10 +130,6 @@ def prune(
     pruned, record = prune_step(model, step, task, parent.pruning)
     pruning_seconds = time.perf_counter() - pruning_start
     say(table(("group", "before", "after", "protected by"), pruned.rows))
-    groups, _ = select(channel_groups(parent.spec), step.skip, step.scope)
-    multiple = multiple_of(step, groups)
-    if multiple > 1 and not step.round_to:
-        say(f"widths are multiples of {multiple}, which is fast; --round-to 1 keeps any width")
     x = normalize(data.train.images[:CHECK_IMAGES], data.mean, data.std)
     difference, largest = verify(pruned.reference, pruned.network, x)
     if step.refit:
@@ -158,7 +157,6 @@ def prune(
         say(f"top-1 {measured['top1_before']:.2f} % -> {measured['top1']:.2f} %")
     if task.latency:
         measured["latency_share"] = task.latency(pruned.network)
-    measured["round_to"] = multiple
     measured |= {"max_logit_difference": difference, "pruning_seconds": pruning_seconds}
     measured["seconds"] = time.perf_counter() - start
     outcome = Outcome(pruned.model, measured, record, pruned.network)
@@ -197,7 +195,8 @@ def sensitivities(
     """
     made = {"parent": parent.sha256, "images": SENSITIVITY_IMAGES, "seed": step.seed}
     made |= {"criterion": step.criterion, "scope": step.scope, "mean": data.mean, "std": data.std}
-    made["train_images"] = len(data.train.labels)
+    made |= {"train_images": len(data.train.labels), "device": machine.device.type}
+    made["precision"] = str(machine.dtype)
     file = folder / f"sensitivity/{step.criterion}-{step.scope}-{parent.sha256[:8]}.json"
     groups, _ = select(channel_groups(parent.spec), [], step.scope)
     drops = {} if fresh else measured_drops(file, made)

@@ -28,7 +28,7 @@ def main() -> None:
     p.add_argument("--arch", choices=ARCHS, default="resnet")
     p.add_argument("--width", type=int)
     p.add_argument("--batch-size", type=int, default=128)
-    args = p.parse_args()
+    args, _ = p.parse_known_args()  # speed.sh has flags for the stages, too
     how = [
         transforms.RandomCrop(32, padding=4),
         transforms.RandomHorizontalFlip(),

@@ -133,7 +133,9 @@ def keeps_up(measured: float, promised: float) -> bool:
     return measured >= promised**0.75
 
 
-def reasons(network: nn.Module, dense: nn.Module, image_size: int) -> list[str]:
+def reasons(
+    network: nn.Module, dense: nn.Module, image_size: int, device: str = "cpu"
+) -> list[str]:
     """What may keep a network from being as much faster than `dense` as it has fewer MACs.
 
     Nothing is guessed or timed; these are counts.
@@ -141,7 +143,7 @@ def reasons(network: nn.Module, dense: nn.Module, image_size: int) -> list[str]:
     after, before, lines = costs(network, image_size), costs(dense, image_size), []
     if (zeros := 1 - after["nonzero_params"] / after["params"]) > 0.01:
         lines.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
-    multiple = fast_multiple(channel_groups(spec_of(dense)))
+    multiple = min(fast_multiple(channel_groups(spec_of(dense))), 8 if device == "cuda" else 16)
     widths = [w for name, w in spec_of(network)["widths"].items() if ".se.fc1" not in name]
     if odd := sum(width % multiple > 0 for width in widths):
         lines.append(f"{odd} of its {len(widths)} widths are no multiple of {multiple}")

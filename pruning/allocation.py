@@ -10,10 +10,9 @@ from torch import Tensor
 
 from models import Group
 
+from .config import FAST
+
 Kept = dict[str, Tensor]  # group name -> indices of the channels that stay, ascending
-
-
-FAST = 16  # channels that processors like to work on at once
 
 
 class Limits(NamedTuple):

@@ -23,6 +23,7 @@ RAMP = "of pruning while training, as fractions of it (default: 0.1 0.5; weight:
 METHODS: dict[str, Any] = {}  # by the name that --method takes; filled by library.py
 ALIASES = {"filters": "l1", "unstructured": "weight"}  # other names of methods
 AMOUNTS = ("ratio", "target_macs", "target_params", "target_latency", "pattern")
+FAST = 16  # channels that processors like to work on at once
 # A ratio says what to remove. A target leaves that open, so what is usual then is what costs least.
 FOR_TARGETS = {"scope": "all", "allocation": "cost"}
 
@@ -227,4 +228,6 @@ def special(config: PruningConfig) -> list[str]:
     parts += ["ramp{:g}-{:g}".format(*config.ramp)] if config.ramp else []
     parts += ["skip" + ",".join(config.skip)] if config.skip else []
     parts += [f"min{config.min_keep:g}"] if config.min_keep != least else []
-    return parts + ([f"by{config.round_to}"] if config.round_to else [])
+    # What `with_fast_widths` may have put there does not show.
+    fast = (2, 4, 8, FAST) if config.target_latency else (FAST,) if config.ratio is None else ()
+    return parts + ([f"by{config.round_to}"] if config.round_to not in (None, *fast) else [])

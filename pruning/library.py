@@ -16,6 +16,7 @@ from .filters import Filters
 from .masks import Masks
 from .method import Pruned, Record, Task
 from .refit import refit
+from .selection import with_fast_widths
 from .soft import Soft
 from .surgery import verify
 from .weight import Weight
@@ -58,7 +59,7 @@ def prune(
         raise ValueError("image_size is needed: this network is not for images of 32 pixels")
     image_size = 32 if image_size is None else image_size
     task = Task(cost_of(spec_of(model), image_size), image_size, batches, masks)
-    pruned, record = prune_step(model, resolve(flags), task)
+    pruned, record = prune_step(model, with_fast_widths(resolve(flags), spec_of(model)), task)
     if record.state.pending:
         raise ValueError("this pruning happens while training: see finetune.py")
     device = next(model.parameters()).device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from models import Group, Span, Spec, channel_groups, cost_of, layer_costs, spec_of
 
-from .allocation import FAST, Kept, Limits, allocate, fast_multiple, select, solve
-from .config import PruningConfig
+from .allocation import Kept, Limits, allocate, fast_multiple, select, solve
+from .config import FAST, PruningConfig, method_class
 from .criteria import Calibration, Scores, normalize_scores, score
 from .search import stage_ratios
 from .surgery import cut, cut_spec
@@ -44,7 +45,7 @@ def choose(
     groups, protected = select(everything, config.skip, config.scope)
     if not groups:
         raise ValueError("--skip and --scope leave nothing to prune")
-    limits = Limits(config.min_keep, multiple_of(config, groups))
+    limits = Limits(config.min_keep, config.round_to or 1)
     counted = "params" if config.target_params else "macs"
     if scores is None:
         scores = score(model, groups, config.criterion, Calibration(config.seed, task.batches))
@@ -124,21 +125,23 @@ def cost_of_a_channel(
 
     found = {}
     for group in groups:
-        whole = share((*group.producers, *group.norms, *group.passthrough), 0)
-        whole += share(group.consumers, 1)
+        whole = share((*group.producers, *group.passthrough), 0) + share(group.consumers, 1)
         found[group.name] = whole / len(group.producers)
     return found
 
 
-def multiple_of(config: PruningConfig, groups: list[Group]) -> int:
-    """What widths are rounded to: what was asked for or, for a target, what is fast.
+def with_fast_widths(config: PruningConfig, dense: Spec) -> PruningConfig:
+    """The config; with a target, and if it says nothing of widths, these are rounded to be fast.
 
-    Where no group is wide enough for the whole of that, only for a latency.
+    Where the narrowest group is too thin for the whole of that, only for a latency.
     """
-    if config.round_to or config.ratio is not None:
-        return config.round_to or 1
+    targets = config.target_macs, config.target_params, config.target_latency
+    if config.round_to or not any(targets) or "round_to" not in method_class(config).flags:
+        return config
+    groups, _ = select(channel_groups(dense), config.skip, config.scope)
     multiple = fast_multiple(groups)
-    return multiple if multiple == FAST or config.target_latency else 1
+    usual = multiple == FAST or (config.target_latency and multiple > 1)
+    return replace(config, round_to=multiple) if usual else config
 
 
 def _row(group: Group, kept: Kept, protected: dict[str, str], limits: Limits) -> Row:

@@ -21,7 +21,7 @@ from .allocation import Kept, Limits, allocate, not_kept, select
 from .criteria import Calibration, normalize_scores, score
 from .masks import cut_masks
 from .method import FILTER_FLAGS, Measure, Method, Pruned, State, Task
-from .selection import as_lists, choose, multiple_of
+from .selection import as_lists, choose
 from .surgery import cut, mask_channels
 
 
@@ -102,8 +102,7 @@ class Zeroing(Method):
             raise ValueError("a target with --method soft needs --threshold layer")
         ratio, kept, rows = choose(model, config, task)
         everything = {g.name: list(range(g.size)) for g in channel_groups(spec_of(model))}
-        groups, _ = select(channel_groups(spec_of(model)), config.skip, config.scope)
-        multiple = multiple_of(config, groups)
+        multiple = config.round_to or 1
         self.state = SoftState(everything, dict(task.masks), True, ratio, multiple)
         return Pruned(model, cut(model, kept), mask_channels(model, kept), ratio, rows)
 

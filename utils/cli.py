@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import importlib.util
 import inspect
 import json
@@ -172,6 +173,7 @@ def _all_to_stderr() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        ctypes.CDLL(None).fflush(None)  # what C has buffered
         os.dup2(own, 1)
         os.close(own)
 
@@ -194,7 +196,12 @@ def run_script(
 
     The result is one JSON line or, on a terminal without --json, its `summary` for people.
     """
-    # None where a process was started without them; no other file may take their numbers.
+    for number in range(3):  # a process may be started without; no other file is to take them
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    # None where they were closed.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:

@@ -108,7 +108,8 @@ def rank() -> int:
     """Number of this process; 0 writes and speaks. Also before it has met the others."""
     if dist.is_initialized():
         return dist.get_rank()
-    return int(os.environ["RANK"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 0
+    started_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    return int(os.environ["RANK"]) if started_by_torchrun else 0
 
 
 def world_size() -> int:

@@ -243,9 +243,10 @@ class Run(contextlib.AbstractContextManager):
             raise ValueError(f"--save {self.folder} is no run folder; choose another")
         # A finished stage is read without the lock: a process with --force may hold it just now.
         with contextlib.suppress(OSError, CheckpointError):
-            result = self._finished()
-            if result and not self.resume.exists():
-                return result
+            if (self.folder / "result.json").is_file():
+                result = self._finished()
+                if result and not self.resume.exists():
+                    return result
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -295,14 +296,16 @@ class Run(contextlib.AbstractContextManager):
         return {**result, "checkpoint": str(self.model)}  # the folder may have moved
 
     def _recovered(self) -> dict[str, Any] | None:
-        """The result of a training, from its checkpoint. A pruning is quickly done again."""
+        """The result, from the checkpoint alone; None if that does not tell the final widths."""
         content = checkpoints.load_file(self.model, "--force starts over")
         if not checkpoints.is_checkpoint(content):
             problem = "not of this project; choose another --save, or start over with --force"
             raise ValueError(f"{self.model} is {problem}")
         checkpoint = checkpoints.parse(content, self.model)
+        if not checkpoint.history:
+            raise CheckpointError(f"{self.model}: lacks its history; --force starts over")
         self._compare(checkpoint.history[-1]["arguments"])
-        if checkpoint.stage == "pruned":
+        if checkpoint.pending:
             return None
         result = self._tell(checkpoint, checkpoint.spec["widths"])
         result["sha256"] = checkpoint.sha256

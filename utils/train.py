@@ -117,6 +117,8 @@ def fit(
             if not math.isfinite(row["loss"]):
                 message = f"the test loss is NaN or infinite after epoch {epoch + 1}"
                 raise Diverged(f"{message}; try a lower --lr, with --force")
+        elif not all(v.isfinite().all() for v in training.model.state_dict().values()):
+            raise Diverged(f"weights became NaN or infinite in epoch {epoch + 1}; try a lower --lr")
         row |= {**told, "seconds": time.perf_counter() - start}
         rows.append(row)
         run.save_state({**training.state(), "images": seen}, rows)

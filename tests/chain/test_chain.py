@@ -372,6 +372,13 @@ def test_a_network_whose_result_was_lost_is_not_trained_again(work):
     told = run("main.py", *NET, *TRAIN, cwd=work)
     assert "epoch" not in told.stderr
     assert result(told) == json.loads(file.read_text()) == stored
+    result(run("res50prune.py", *NET, "--no-eval", cwd=work))
+    pruned = folder.parent / "l1-0.3/pruned"
+    before, stored = (pruned / "model.pt").stat().st_mtime_ns, (pruned / "result.json").read_text()
+    (pruned / "result.json").unlink()
+    again = result(run("res50prune.py", *NET, "--no-eval", cwd=work))
+    assert again == json.loads(stored)
+    assert (pruned / "model.pt").stat().st_mtime_ns == before
     file.unlink()
     other = run("main.py", *NET, *TRAIN, "--lr", "0.3", cwd=work)
     assert other.returncode == 2

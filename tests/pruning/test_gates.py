@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from models import channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Record, Task, resolve
 from pruning.gates import Gates
+from pruning.selection import with_fast_widths
 from pruning.surgery import cut, cut_tensors, mask_channels
 from tests.conftest import lively
 
@@ -141,7 +142,8 @@ def test_a_ramp_rounds_widths_for_a_latency_target_as_the_cut_would():
     model = lively(new_spec(20, 10, width=8))  # a quarter of its narrowest groups: 2
     dense = cost_of(spec_of(model)).macs
     task = Task(cost_of(spec_of(model)), latency=lambda m: cost_of(spec_of(m)).macs / dense)
-    method = METHODS["soft"](resolve({"method": "soft", "target_latency": 0.5, "ramp": (0, 0.5)}))
+    config = resolve({"method": "soft", "target_latency": 0.5, "ramp": (0, 0.5)})
+    method = METHODS["soft"](with_fast_widths(config, spec_of(model)))
     method.prune(model, task)
     method.on_start(model)
     method.on_epoch(model, 0.5, [], None)
