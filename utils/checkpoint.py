@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import pickle
 import warnings
 import zipfile
@@ -16,11 +17,13 @@ import torch
 from torch import nn
 
 from models import Spec, build, complete, cost_of, is_usual
+from models.resnet import PadShortcut
 from pruning import PruningConfig, Record
 from pruning.surgery import cut_spec
 
 from . import files, format1
 from .config import NetworkConfig, Recipe, fill
+from .files import plain
 
 FORMAT = 2
 STAGES = ("baseline", "imported", "pruned", "finetuned", "scratch", "like")
@@ -288,7 +291,12 @@ def _check(checkpoint: Checkpoint) -> None:
     require(isinstance(place, (str, type(None))), "directory", place)
     top1 = checkpoint.metrics.get("top1")
     require(top1 is None or 0 <= top1 <= 100, "top1", top1)
-    weights = checkpoint.network().state_dict()
+    json.dumps([plain(checkpoint.metrics), plain(checkpoint.history)])  # as results and exports do
+    network = checkpoint.network()
+    for shortcut in (m for m in network.modules() if isinstance(m, PadShortcut)):
+        sides = shortcut.before, shortcut.after
+        require(all(type(side) is int and side >= 0 for side in sides), "pads", sides)
+    weights = network.state_dict()
     for name, tensor in weights.items():
         require(not name.endswith("running_var") or bool((tensor >= 0).all()), name, "negative")
     checkpoint.network_config()

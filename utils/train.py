@@ -187,6 +187,10 @@ class _Training:
             return []
         for name in SAVED:
             getattr(self, name).load_state_dict(saved[name])
+        for parameter in self.model.parameters():
+            momentum = self.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError("a momentum does not fit its parameter")
         for name, tensor in self.model.state_dict().items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} holds NaN or infinite values")

@@ -107,6 +107,11 @@ STEP = resolve({"ratio": 0.5}).as_dict()
         damage("state_dict/conv1.weight", torch.ones(16, 3, 3, 3).to_sparse()),
         damage("pruning/steps", [{**STEP, "ratio": 2.0}]),
         damage("pruning/dense/widths", {}),
+        damage("spec/pads", {"layer2.0.downsample": 10**6, "layer3.0.downsample": 16}),
+        damage("spec/pads", {"layer2.0.downsample": -3, "layer3.0.downsample": 16}),
+        damage("spec/pads", {"layer2.0.downsample": 1.5, "layer3.0.downsample": 16}),
+        damage("metrics/x", torch.ones(2)),
+        damage("metrics/x", b"bytes"),
     ],
 )
 def test_a_damaged_field_is_damage_of_the_file(tmp_path, change):

@@ -130,6 +130,7 @@ def test_other_images_do_not_join_a_training(tmp_path, data):
         lambda state: state.update(schedule=3),
         lambda state: state["model"].pop("bn1.bias"),
         lambda state: state["model"]["bn1.bias"].fill_(math.nan),
+        lambda state: state["optimizer"]["state"][0].update(momentum_buffer=1.0),
     ],
 )
 def test_a_damaged_state_is_named(tmp_path, data, change):
