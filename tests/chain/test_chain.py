@@ -175,6 +175,8 @@ def start(*args, cwd, **env):
     return subprocess.Popen(command, cwd=cwd, text=True, **how)
 
 
+# Standalone: a port of its own, as tests run side by side.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LONG = ["--epochs", "8", "--train-images", "1024", "--batch-size", "64", "--save", "out"]
 
 
@@ -260,7 +262,7 @@ def test_divergence_is_an_error_of_one_line(tmp_path):
 
 
 def test_several_processes_train_together(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = list(TORCHRUN)
     command += [str(ROOT / "main.py"), *NET, "--epochs", "4", "--batch-size", "64", "--seed", "7"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     output = result(process)
@@ -346,9 +348,8 @@ def test_a_process_may_be_without_a_test_image(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
     data = ["--dataset", "folder", "--data", "images", "--image-size", "16"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     flags = [*data, *NET[:4], "--epochs", "1", "--save", "out"]
-    command = [*torchrun, ROOT / "main.py", *flags]
+    command = [*TORCHRUN, ROOT / "main.py", *flags]
     result(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True))
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert rows[0]["top1"] == 100  # of one class
