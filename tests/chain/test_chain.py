@@ -262,8 +262,8 @@ def test_divergence_is_an_error_of_one_line(tmp_path):
 
 
 def test_several_processes_train_together(tmp_path):
-    command = list(TORCHRUN)
-    command += [str(ROOT / "main.py"), *NET, "--epochs", "4", "--batch-size", "64", "--seed", "7"]
+    train = [str(ROOT / "main.py"), *NET, "--epochs", "4", "--batch-size", "64", "--seed", "7"]
+    command = [*TORCHRUN, *train]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     output = result(process)
     assert output["machine"]["processes"] == 2
@@ -285,7 +285,7 @@ def test_several_processes_train_together(tmp_path):
     pruned = result(run("res50prune.py", *NET, "--seed", "7", cwd=tmp_path))
     # The processes' BatchNorms saw different images; what was evaluated is what was saved.
     assert pruned["top1_before"] == output["top1"]
-    process = subprocess.run([*command[:5], *tune], cwd=tmp_path, capture_output=True, text=True)
+    process = subprocess.run([*TORCHRUN, *tune], cwd=tmp_path, capture_output=True, text=True)
     assert result(process)["stage"] == "finetuned"
 
 
