@@ -43,7 +43,7 @@ train() { # train NAME FLAG...: images per second of two epochs, of which the fi
     local folder=$work/train/$1
     python "$here/main.py" --dataset synthetic "${@:2}" --train-images 1280 --batch-size 128 --epochs 2 \
         --eval-every 2 --force --save "$folder" >/dev/null
-    sed 's/.*"epoch": \([0-9]*\).*"images_per_second": \([0-9.]*\).*/training '"$1"', epoch \1: \2 images\/s/' \
+    sed 's/.*"epoch": \([0-9]*\).*"images_per_second": \([0-9]*\.[0-9]\).*/training '"$1"', epoch \1: \2 images\/s/' \
         "$folder/metrics.jsonl"
 }
 python "$here/docs/plain_training.py" --depth 50 "$@"
