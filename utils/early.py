@@ -5,17 +5,13 @@ gets one line. OpenMP threads that wait for work sleep sooner instead of spinnin
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
-from types import TracebackType
 
-
-def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if kind is not KeyboardInterrupt:
-        sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _hook
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # As an exception it may be lost: PyTorch imports numpy from C, and ignores what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until cli.run_script has its own
 try:
     os.getcwd()
 except OSError:  # MKL would end the process, in its words

@@ -38,6 +38,16 @@ def test_an_interrupt_that_a_library_takes_for_its_own_failure_is_one():
     assert told.stderr.startswith("interrupted")
 
 
+def test_an_interrupt_during_the_imports_is_not_lost_in_one_that_ignores_errors():
+    """As PyTorch does with numpy."""
+    body = (
+        "import utils.early, os\ntry: os.kill(os.getpid(), 2)\nexcept BaseException: pass\nprint(1)"
+    )
+    command = [sys.executable, "-c", body]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (told.returncode, told.stdout, told.stderr) == (-2, "", "")
+
+
 def test_a_result_that_cannot_be_printed_is_an_error():
     with open("/dev/full", "w") as full:
         told = call("return {}", stdout=full)
