@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# What cuts are worth on this machine, in every engine, and how fast the networks train: the tables of
-# docs/speed.md.
+# What cuts are worth on this machine, in every engine, and how fast networks train: docs/speed.md.
 #
 #     bash speed.sh                      depth 50, standard
 #     ROUND_TO=4 bash speed.sh --depth 20    another network; flags of main.py
 #
-# The networks are hardly trained. Call it again at any time: finished ones are kept, trainings timed anew. Each target is
-# cut twice: as usual, and to widths that are multiples of ROUND_TO (1). BENCH are flags of
-# benchmark.py. Torch-Pruning is compared if it is installed.
+# The networks are hardly trained. Call it again at any time: finished ones are kept, training is
+# timed anew. Each target is cut twice: as usual, and to widths that are multiples of ROUND_TO (1).
+# BENCH are flags of benchmark.py. Torch-Pruning is compared if it is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac

@@ -138,12 +138,13 @@ def reasons(
 ) -> list[str]:
     """What may keep a network from being as much faster than `dense` as it has fewer MACs.
 
-    Nothing is guessed or timed; these are counts.
+    Nothing is guessed or timed; these are counts. `device` is "cpu" or "cuda".
     """
     after, before, lines = costs(network, image_size), costs(dense, image_size), []
     if (zeros := 1 - after["nonzero_params"] / after["params"]) > 0.01:
         lines.append(f"{zeros:.0%} of its parameters are zero, and dense kernels multiply zeros")
-    multiple = min(fast_multiple(channel_groups(spec_of(dense))), 8 if device == "cuda" else 16)
+    multiple = fast_multiple(channel_groups(spec_of(dense)))
+    multiple = min(multiple, 8) if device == "cuda" else multiple  # enough for tensor cores
     widths = [w for name, w in spec_of(network)["widths"].items() if ".se.fc1" not in name]
     if odd := sum(width % multiple > 0 for width in widths):
         lines.append(f"{odd} of its {len(widths)} widths are no multiple of {multiple}")

@@ -65,7 +65,7 @@ def relative_latency(
 ) -> float:
     """Time of one batch in `network`, as a fraction of that in `dense`.
 
-    The median of the ratios of neighboring calls, which a drifting machine leaves alone.
+    The median of ratios of calls in neighboring blocks: a machine that drifts slows both.
     """
     x = torch.randn(shape)
     calls = [eager(model, machine)(x) for model in (dense, network)]

@@ -310,6 +310,8 @@ def test_pruning_without_evaluation_is_quick(tmp_path):
     output = result(run("res50prune.py", *flags, "--target-macs", "0.5", cwd=tmp_path))
     assert output["top1"] is None
     assert output["macs"] / 1_297_850_368 == pytest.approx(0.5, abs=0.01)
+    assert output["pruning"][0]["round_to"] == 16
+    assert all(width % 16 == 0 for width in output["widths"].values())
     assert output["pruning_seconds"] < 10  # under 1 on an idle machine
 
 

@@ -518,6 +518,12 @@ def test_a_network_pruned_while_trained_has_recovered(work):
     assert finetune.default_recipe(checkpoint).lr == 0.01
 
 
+def test_a_training_that_prunes_rounds_a_wide_network():
+    given = {"method": "l1", "target_macs": 0.5}
+    assert main.pruning_step(given, 0, NetworkConfig(depth=50)).round_to == 16
+    assert main.pruning_step(given, 0, NetworkConfig(depth=20)).round_to is None
+
+
 def test_a_subset_of_the_images_has_sensitivities_of_its_own(work):
     flags = [*NET, *DATA, "--sensitivity"]
     result(run("res50prune.py", *flags, "--train-images", "32", cwd=work))

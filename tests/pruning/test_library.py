@@ -82,6 +82,7 @@ def test_a_network_of_torchvision_is_cut():
     dense = cost_of(record.dense, 64).macs
     assert dense == pytest.approx(148.1e6, rel=0.001)  # 1.814 G for 224 pixels, 0.5 M of it fc
     assert cost_of(spec_of(slim), 64).macs == pytest.approx(dense / 2, rel=0.03)
+    assert all(width % 16 == 0 for width in spec_of(slim)["widths"].values())
     untouched, _ = prune(model, ratio=0.0, image_size=64)
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(untouched.eval()(x), model(x), rtol=1e-4, atol=1e-4)
