@@ -70,6 +70,9 @@ def page(study: Study, title: str, drawn: dict[str, dict]) -> str:
         first_plots = "".join(html.pop(name, "") for name in plots.FIRST)
         sections += f"<h2>{escape(network)}</h2><div>{first_plots}</div>" * bool(figures)
         sections += _details("More plots", f"<div>{''.join(html.values())}</div>" * bool(html))
+        for name, form in tables.ENGINES.items():
+            head, lines = tables.by_engine(study, network, form)
+            sections += _details(name, _plain_table(head, lines) * (len(head) > 3))
     runs = "".join(_details(escape(run.folder), _list(_origin(run, study))) for run in study.runs)
     details = _details("Lineage, settings and engines of each run", runs)
     details += _details(f"Left out: {len(study.left_out)}", _list(study.left_out))
@@ -94,6 +97,12 @@ def _origin(run: Run, study: Study) -> list[str]:
     timing = "{engine} {precision}: {latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
     rows = [row for (machine, _), row in run.timings.items() if machine == study.machine]
     return lines + ["; ".join([timing.format(**row), *row["remarks"]]) for row in rows]
+
+
+def _plain_table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [f"<td>{'</td><td>'.join(map(escape, line))}</td>" for line in lines]
+    heading = f"<th>{'</th><th>'.join(map(escape, head))}</th>"
+    return f"<div><table><tr>{'</tr><tr>'.join([heading, *rows])}</tr></table></div>"
 
 
 def _table(study: Study) -> str:

@@ -200,7 +200,8 @@ def solve(
     most, least = cost_at(low), cost_at(high)
     if not least * (1 - slack) <= target <= most * (1 + slack):
         raise ValueError(
-            f"--target-{name} {target:g} cannot be reached: {least:.4f} to {most:.4f} can"
+            f"--target-{name} {target:g} cannot be reached: {least:.4f} to {most:.4f} can; "
+            "--scope, --skip, --min-keep and --round-to set these limits"
         )
     while high - low > precision:
         middle = (low + high) / 2

@@ -52,10 +52,14 @@ def choose(
     if config.allocation == "global":
         scores = normalize_scores(scores, config.criterion)
     scores = first_to_go(scores, closed or {})
-    if config.allocation == "cost":
+    if config.allocation == "cost":  # the norms say how many channels go, the scores which
+        norms = scores
+        if config.criterion != "l1":
+            norms = first_to_go(score(model, groups, "l1"), closed or {})
         cost = cost_of_a_channel(spec, groups, task.image_size, counted)
         scores = {
-            g.name: shares(scores[g.name]) * (WORTH[g.scope] / cost[g.name]) ** STEEP
+            g.name: in_order_of(scores[g.name], shares(norms[g.name]))
+            * (WORTH[g.scope] / cost[g.name]) ** STEEP
             for g in groups
         }
 
@@ -106,6 +110,12 @@ def shares(scores: Tensor) -> Tensor:
     values, order = torch.sort(scores, descending=True, stable=True)
     own = values / values.clamp_min(0).cumsum(0).clamp_min(1e-30)
     return torch.empty_like(scores).scatter_(0, order, own)
+
+
+def in_order_of(scores: Tensor, values: Tensor) -> Tensor:
+    """The values (size,), dealt anew: the highest to the channel with the highest score."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    return torch.empty_like(values).scatter_(0, order, values.sort(descending=True).values)
 
 
 def first_to_go(scores: Scores, closed: dict[str, Tensor]) -> Scores:

@@ -78,7 +78,11 @@ class Cell(NamedTuple):
     def minus(self, others: Sequence[Run]) -> list[float]:
         """Differences of top-1 to other runs, seed by seed, of the seeds that both have."""
         theirs = {run["seed"]: run["top1"] for run in others}
-        return [run["top1"] - theirs[run["seed"]] for run in self.runs if run["seed"] in theirs]
+        return [run["top1"] - theirs[run["seed"]] for run in self.tested() if run["seed"] in theirs]
+
+    def tested(self) -> list[Run]:
+        """The runs whose accuracy was measured."""
+        return [run for run in self.runs if run["top1"] is not None]
 
 
 class Study(NamedTuple):
@@ -110,7 +114,7 @@ class Study(NamedTuple):
             return len(cell.minus(other.runs)), -abs(epochs)
 
         by_seed, found = {run["seed"]: run for run in max(dense, key=fits).runs}, []
-        for run in cell.runs:
+        for run in cell.tested():
             root = lineage(run, self.runs)[0]
             if root["stage"] in ("baseline", "imported"):
                 found.append(run["top1"] - root["top1"])
@@ -160,7 +164,7 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
             run.result = {name: busy[-1].get(name) for name in told} | run.result
         sound = [row for row in sound if not row.get("busy")]
         run.timings = {_machine_and_engine(row): row for row in sound}  # the latest of each
-        if run["stage"] == "pruned" and run["sha256"] not in parents:
+        if run["stage"] == "pruned" and run["sha256"] not in parents and not run.rows:
             left_out.append(f"{run.folder}: pruned, but not fine-tuned")
         rootless = lineage(run, runs)[0]["stage"] in ("pruned", "finetuned")
         if run["stage"] == "finetuned" and rootless:
@@ -242,6 +246,7 @@ def _identity(result: dict[str, Any]) -> Identity:
     recipe = arguments["recipe"] if stage in TRAINED else {"name": "default"}
     remarks = {recipe["name"]: recipe["name"] != "default", "taught": recipe.get("teacher")}
     remarks |= {"recalibrated": recipe.get("recalibrate"), "during training": stage == "scratch"}
+    remarks |= {"not fine-tuned": stage == "pruned"}
     training = tuple(remark for remark, holds in remarks.items() if holds)
     steps = tuple(PruningConfig.from_dict({**step, "seed": 0}) for step in result["pruning"])
     once = stage in ("scratch", "like")  # "during training" says it, and a control has no ramp
@@ -316,9 +321,12 @@ def lineage(run: Run, runs: Sequence[Run]) -> list[Run]:
 
 
 def _cells(runs: Sequence[Run], left_out: list[str]) -> dict[str, list[Cell]]:
-    """Runs that were trained, grouped, by network, in the order of the tables."""
+    """Runs that were trained, or timed, grouped, by network, in the order of the tables."""
     grouped: dict[Identity, dict[int, Run]] = defaultdict(dict)
-    for run in (run for run in runs if run["stage"] in MEASURED):
+    parents = {run["arguments"]["parent"] for run in runs}
+    for run in runs:
+        if run["stage"] == "pruned" and (run["sha256"] in parents or not run.rows):
+            continue
         epochs = tuple(n for stage in lineage(run, runs) for n in stage.identity.epochs)
         seeds = grouped[run.identity._replace(epochs=epochs)]
         first = seeds.setdefault(run["seed"], run)

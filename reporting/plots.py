@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from utils.files import write_atomically
@@ -23,7 +24,7 @@ GRAY = "#7f7f7f"
 COLORS = {DENSE: GRAY, "l1": "#3b76d6", "soft": "#e8871e", "weight": "#2ca25f"}
 COLORS |= {"random": "#a35cc9", "scratch": "#d6455d", "longer": GRAY}
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-FIRST = ("Top-1 against speedup", "Top-1 against MACs")
+FIRST = ("Top-1 against speedup", "Top-1 against MACs", "Speedup against MACs")
 TICKS = (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # of an axis of gains
 NOISE = 1.03  # a plot whose values all lie within 3 % shows nothing
 matplotlib.style.use(Path(__file__).with_name("plots.mplstyle"))
@@ -42,6 +43,7 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     figures = {
         FIRST[0]: accuracy(times, "speedup, measured"),
         FIRST[1]: accuracy(macs, "MAC reduction"),
+        FIRST[2]: speedup(macs),
         "Training from scratch": curves([c for c in cells if c not in tuned], "top1", "top-1 %"),
     }
     for amount in dict.fromkeys(cell.identity.amount for cell in tuned):
@@ -53,27 +55,48 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
 
 
 def accuracy(points: Sequence[tuple], label: str) -> Figure | None:
-    """Top-1, with the spread of the seeds, against what was gained: a line for each series.
+    """Top-1, with the spread of the seeds, against what was gained: a line for each series."""
+    return against(points, label, "top1", "top-1 %")
+
+
+def speedup(points: Sequence[tuple]) -> Figure | None:
+    """Measured speedup against MAC reduction, and where both would be the same."""
+    figure = against(points, "MAC reduction", "measured_speedup", "speedup, measured")
+    if figure:
+        (axes,) = figure.axes
+        axes.set_yscale("log")
+        axes.axline((1, 1), (2, 2), color=GRAY, lw=0.8, ls=":")
+        _ticks(axes.yaxis)
+    return figure
+
+
+def against(points: Sequence[tuple], label: str, key: str, what: str) -> Figure | None:
+    """A figure of the results, for each series a line, against gains: pairs of gain and cell.
 
     None if all gains lie within NOISE of each other.
     """
-    known = [(gain, cell) for gain, cell in points if gain]
+    known = [(gain, cell) for gain, cell in points if gain and cell.mean(key) is not None]
     gains = [gain for gain, _ in known]
     if not gains or max(gains) < NOISE * min(gains):
         return None
     lines = []
     for name in dict.fromkeys(cell.identity.series for _, cell in known):
         x, cells = zip(*((g, c) for g, c in known if c.identity.series == name), strict=True)
-        spread = [c.spread("top1") or 0 for c in cells]
-        lines.append((cells[0].identity, name, x, [c.mean("top1") for c in cells], spread))
-    figure = draw(label, "top-1 %", lines)
+        spread = [c.spread(key) or 0 for c in cells]
+        lines.append((cells[0].identity, name, x, [c.mean(key) for c in cells], spread))
+    figure = draw(label, what, lines)
     (axes,) = figure.axes
     axes.set_xscale("log")
-    axes.set_xticks(TICKS, minor=False)
-    axes.set_xticks([], minor=True)
     axes.set_xlim(0.93 * min(gains), 1.08 * max(gains))
-    axes.xaxis.set_major_formatter("{x:g}x")
+    _ticks(axes.xaxis)
     return figure
+
+
+def _ticks(axis: Axis) -> None:
+    """Of gains, on a logarithmic axis."""
+    axis.set_ticks(TICKS, minor=False)
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter("{x:g}x")
 
 
 def curves(cells: Sequence[Cell], key: str, label: str) -> Figure | None:

@@ -75,6 +75,11 @@ COLUMNS = (
     _mean("compressed MB", ".2f", "compressed_bytes", 1e6),
 )
 NAMES = [column.name for column in COLUMNS]
+# Tables of several engines: title, what a cell shows of a timing.
+ENGINES = {
+    "Images/s at the best batch (speedup)": "{images_per_second:,.0f} ({measured_speedup:.2f})",
+    "Milliseconds for one image (speedup)": "{latency_ms:.2f} ({latency_speedup:.2f})",
+}
 MAIN = 8  # columns on the first screen
 CARD = ("top-1 %", "params M", "MACs M", "latency ms", "images/s")  # of a dense network
 
@@ -107,11 +112,35 @@ def escaped(words: str) -> str:
     return " ".join(words.replace("|", "\\|").replace("<", "&lt;").split())
 
 
+def by_engine(study: Study, network: str, form: str) -> tuple[list[str], list[list[str]]]:
+    """Each cell in each engine on the machine of the study: heading and lines.
+
+    `form` is filled with the timing of the first seed that was timed.
+    """
+    timed: list[tuple[Cell, dict[str, Any]]] = []
+    for cell in study.cells[network]:
+        for run in cell.runs:
+            rows = {e: row for (machine, e), row in run.timings.items() if machine == study.machine}
+            if rows:
+                timed.append((cell, rows))
+                break
+    engines = list(dict.fromkeys(engine for _, rows in timed for engine in rows))
+    lines = [
+        [cell.identity.series, cell.identity.amount]
+        + [form.format(**rows[engine]) if engine in rows else "" for engine in engines]
+        for cell, rows in timed
+    ]
+    return ["method", "pruned", *engines], lines
+
+
 def to_markdown(study: Study, title: str, images: Sequence[str]) -> str:
     """The whole report; `images` are files beside it."""
     parts = [f"# {escaped(title)}", escaped(place(study)), NOTE]
     for network, cells in study.cells.items():
         parts += [f"## {escaped(network)}", markdown(NAMES, texts(study, cells))]
+        for title, form in ENGINES.items():
+            head, lines = by_engine(study, network, form)
+            parts += [f"### {title}", markdown(head, lines)] * (len(head) > 3)
     parts += [f"![{name}]({name})" for name in images]
     parts += ["## Left out"] * bool(study.left_out)
     return "\n\n".join(parts + [f"- {escaped(line)}" for line in study.left_out]) + "\n"

@@ -153,9 +153,17 @@ class Checkpoint:
                 raise CheckpointError(f"{self.file}: {key} holds NaN or infinite values")
         return model
 
-    def save(self, path: Path) -> None:
-        """Write it atomically; refuses what would not load with `weights_only=True`."""
+    def save(self, path: Path, half: bool = False) -> None:
+        """Write it atomically; refuses what would not load with `weights_only=True`.
+
+        `half` stores the weights in float16, for a file half as large; read, they are float32.
+        """
         content = {key: value for key, value in vars(self).items() if key in KINDS}
+        if half:
+            weights = self.state_dict.items()
+            content["state_dict"] = {
+                k: t.half() if t.is_floating_point() else t for k, t in weights
+            }
         content["pruning"] = self.pruning.as_dict() if self.pruning else None
         save_plain(path, {**content, "format": FORMAT, "control": self.control})
 
@@ -262,6 +270,8 @@ def parse(content: Any, file: Path) -> Checkpoint:
             if record["method"] != record["steps"][-1]["method"]:
                 raise ValueError("its method is not that of its last step")
             content["pruning"] = Record.from_dict({**record, "dense": complete(record["dense"])})
+        weights = content["state_dict"].items()
+        content["state_dict"] = {k: t.float() if t.dtype == torch.half else t for k, t in weights}
         checkpoint = Checkpoint(**content, file=file)
         _check(checkpoint)
         return checkpoint

@@ -84,6 +84,7 @@ def test_profile_and_layers(seed, tmp_path):
     assert sum(layer["params"] for layer in layers) == row["params"]
     assert "layer1.0.conv1" in told.stderr
     assert row["operators"][0]["name"] in told.stderr
+    assert "profiler_" not in told.stderr  # PyTorch's own words about itself
 
 
 def test_run_folders_keep_their_rows(seed, tmp_path):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from models import channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, name_of, resolve
-from pruning.allocation import fast_multiple
+from pruning.allocation import fast_multiple, not_kept
+from pruning.criteria import Calibration, score
 from pruning.selection import choose, cost_of_a_channel, shares, with_fast_widths
 from pruning.surgery import cut_spec
 from tests.conftest import lively
@@ -65,6 +66,19 @@ def test_a_target_of_macs_is_met(spec, scope, criterion, target):
     macs = cost_of_a_channel(spec, groups, 32)
     one = max(len(g.producers) * macs[g.name] for g in groups)
     assert abs(cost_of(spec_of(slim)).macs - target * cost_of(spec).macs) <= one
+
+
+@pytest.mark.parametrize("criterion", ["random", "bn", "fpgm"])
+def test_with_cost_a_criterion_says_which_channels_go_and_the_norms_how_many(criterion):
+    model = lively(new_spec(20, 10))
+    task = Task(cost_of(spec_of(model)))
+    _, usual, _ = choose(model, resolve({"target_macs": 0.4}), task)
+    _, kept, _ = choose(model, resolve({"target_macs": 0.4, "criterion": criterion}), task)
+    assert {n: len(k) for n, k in kept.items()} == {n: len(k) for n, k in usual.items()}
+    scores = score(model, channel_groups(spec_of(model)), criterion, Calibration())
+    for name, index in kept.items():
+        gone = not_kept(len(scores[name]), index)
+        assert not gone.any() or scores[name][index].min() >= scores[name][gone].max()
 
 
 @pytest.mark.parametrize(

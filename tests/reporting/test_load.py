@@ -7,7 +7,7 @@ import pytest
 
 from reporting import tables
 from reporting.load import load
-from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, step, write
+from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, step, timing, write
 
 DAMAGED = "damaged or of an older version, left out"
 
@@ -191,6 +191,21 @@ def test_what_is_unfinished_or_was_not_tuned_is_told(study):
     told = load([study]).left_out
     assert told[0].startswith(f"{study}/begun: unfinished")
     assert told[1] == f"{study}/cut: pruned, but not fine-tuned"
+
+
+def test_what_was_timed_without_fine_tuning_is_a_row_of_its_own(study):
+    dense = "hash of " + str(study / "seed0/baseline")
+    for name, top1 in (("cut", 1.5), ("unknown", None)):
+        ratio = 0.9 if name == "cut" else 0.8
+        write(study / name, "pruned", step(ratio=ratio), top1=top1, parent=dense,
+              timings=[timing(3.0, reference=dense)])  # fmt: skip
+    found = load([study])
+    assert found.left_out == []
+    cut, unknown = (cell(found, "l1 not fine-tuned", amount) for amount in ("90 %", "80 %"))
+    assert (cut.mean("measured_speedup"), cut.mean("top1")) == (3.0, 1.5)
+    assert found.to_dense(cut) == [-68.5]
+    assert unknown.mean("top1") is None
+    assert found.to_dense(unknown) == found.to_control(unknown, "random") == []
 
 
 def test_results_of_an_older_version_are_named(study):

@@ -66,9 +66,12 @@ def test_the_command_and_its_page(study):
         "latency ms",
     ]
     assert len(page.of("tr")) == 0
-    assert page.of("summary")[:2] == ["More plots", "Lineage, settings and engines of each run"]
+    assert page.of("summary")[:4] == [
+        *("More plots", "Images/s at the best batch (speedup)"),
+        *("Milliseconds for one image (speedup)", "Lineage, settings and engines of each run"),
+    ]
     assert not any("Left out" in text for text in page.of("summary"))
-    assert page.plots == len([name for name in files if name.endswith(".png")]) == 8
+    assert page.plots == len([name for name in files if name.endswith(".png")]) == 9
     assert files >= {"report.csv", "report.md", "cifar100-resnet20-top-1-against-speedup.png"}
     runs = " ".join(page.of("details", "p"))
     assert "eager bf16: 2.00 ms, 500 images/s" in runs

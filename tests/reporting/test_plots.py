@@ -26,7 +26,8 @@ def lines(figure):
 def test_every_plot_is_drawn(study, tmp_path):
     figures = drawn(study)
     assert list(figures) == [
-        *("Top-1 against speedup", "Top-1 against MACs", "Training from scratch"),
+        *("Top-1 against speedup", "Top-1 against MACs", "Speedup against MACs"),
+        "Training from scratch",
         *("Fine-tuning, nothing pruned", "Fine-tuning, 30 % pruned", "Fine-tuning, 60 % pruned"),
         *("Soft pruning", "Widths"),
     ]
@@ -43,6 +44,7 @@ def test_points_stand_where_they_were_measured(study):
     figures = drawn(study)
     assert lines(figures["Top-1 against speedup"])["l1"] == [[1.05, 69.9], [2.0, 66.5]]
     assert lines(figures["Top-1 against MACs"])["weight"] == [[2.5, 70.2]]
+    assert lines(figures["Speedup against MACs"])["weight"] == [[2.5, 1.0]]
     assert lines(figures["Soft pruning"]) == {"soft 60 %": [[1, 8], [2, 4], [3, 2], [4, 1], [5, 0]]}
     assert lines(figures["Training from scratch"])["dense"][-1] == [5, 70.0]
     assert lines(figures["Widths"])["l1, soft 60 %"] == [[1, 6], [2, 6], [3, 6]]

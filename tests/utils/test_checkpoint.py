@@ -32,6 +32,17 @@ def test_round_trip(tmp_path):
     assert again.metrics == {"top1": 12.5}
 
 
+def test_half_weights_take_half_the_room_and_are_read_as_float32(tmp_path):
+    made, model = checkpoint()
+    made.save(tmp_path / "whole.pt")
+    made.save(tmp_path / "half.pt", half=True)
+    assert (tmp_path / "half.pt").stat().st_size < 0.6 * (tmp_path / "whole.pt").stat().st_size
+    for name, tensor in C.load(tmp_path / "half.pt").network().state_dict().items():
+        expected = model.state_dict()[name]
+        assert tensor.dtype == expected.dtype
+        torch.testing.assert_close(tensor, expected, rtol=1e-3, atol=1e-7)
+
+
 def test_what_pruning_left_survives_the_round_trip(tmp_path):
     step = resolve({"method": "soft", "ratio": (0.5, 0.3, 0.1), "skip": ["layer1.0"]})
     state = METHODS["soft"].State(
@@ -65,7 +76,7 @@ def damage(field, value):
     return change
 
 
-HALF = torch.ones(16, dtype=torch.float16)
+DOUBLE = torch.ones(16, dtype=torch.float64)
 STEP = resolve({"ratio": 0.5}).as_dict()
 
 
@@ -81,7 +92,7 @@ STEP = resolve({"ratio": 0.5}).as_dict()
         damage("data/image_size", "32"),
         damage("history", ["x"]),
         damage("history", [{"stage": "baseline", "seed": "../x", "arguments": {"network": {}}}]),
-        damage("state_dict/bn1.weight", HALF),
+        damage("state_dict/bn1.weight", DOUBLE),
         damage("state_dict/bn1.weight", None),
         damage("spec/widths/conv1", -1),
         damage("spec/arch", []),
