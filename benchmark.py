@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> dict:
         for subject, row in zip(subjects, in_engine, strict=True):
             compare(row, in_engine[0])
             why = reasons(subject.network, first.network, shape[-1], machine.device.type)
-            row |= {"memory_batch": largest, "remarks": remarks(row, in_engine[0], why)}
+            row |= {"memory_batch": largest, "remarks": remarks(row, why)}
             if not plan.no_memory:
                 row["peak_memory_bytes"] = peak_memory(subject.network, shape, machine, engine)
             if plan.profile and engine in IN_TORCH:

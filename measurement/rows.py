@@ -25,7 +25,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it is older than what Python now advises
     from thop import profile as thop
 
-BUSY = 1.5  # p90 / p10 of a machine that had other things to do, too
+SPEEDUPS = ("latency_speedup", "measured_speedup")  # at batch 1 and at the best
+BUSY = 1.5  # p90 / p10 of a speedup on a machine that had other things to do, too
 
 
 class Subject(NamedTuple):
@@ -65,9 +66,10 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Time all networks in an engine in turn, at batch 1 and at each of `batches`.
 
-    Returns for each the milliseconds of an image and of the batch with the best throughput, and
-    the largest difference of its logits to those of PyTorch in float32, on the CPU, on the same
-    images, as a share of the largest.
+    Returns for each the milliseconds of an image and of the batch with the best throughput, its
+    speedups over the first network, and the largest difference of its logits to those of PyTorch in
+    float32, on the CPU, on the same images, as a share of the largest. A speedup is the median of
+    ratios of calls that were close in time, which a drifting machine slows alike.
     """
     bound = [ENGINES[engine](subject.network, machine) for subject in subjects]
     bf16 = machine.dtype == torch.bfloat16 and engine != "onnxruntime"  # see _load_onnx
@@ -78,50 +80,56 @@ def measure(
         say(f"{engine}: {len(subjects)} networks, batch {batch}")
         x = torch.randn(subjects[0].shape(batch))
         calls = [bind(x) for bind in bound]
-        timings = map(Timing.of, interleaved(calls, machine.device, seconds))
-        for row, subject, call, timing in zip(rows, subjects, calls, timings, strict=True):
+        times = interleaved(calls, machine.device, seconds)
+        usual = batch / Timing.of(times[0]).median
+        for row, subject, call, own in zip(rows, subjects, calls, times, strict=True):
+            timing, gain = Timing.of(own), Timing.of(times[0] / own)
             exact = eager(subject.network, REFERENCE)(x)()
             error = ((call().float().cpu() - exact).abs().max() / exact.abs().max()).item()
             # Not max(), which may lose a NaN.
             row["logit_difference_share"] = np.maximum(row["logit_difference_share"], error).item()
             if batch == 1:
-                row |= _milliseconds("latency_ms", timing)
+                row |= _parts("latency_ms", timing, 1e3) | _parts("latency_speedup", gain)
             if (rate := batch / timing.median) > row["images_per_second"]:
                 row |= {"batch_size": batch, "images_per_second": rate}
-                row |= _milliseconds("batch_ms", timing)
+                row |= _parts("batch_ms", timing, 1e3) | _parts("measured_speedup", gain, usual)
+    for row in rows:  # over the first network at its own best batch
+        for part in Timing._fields:
+            row[_name("measured_speedup", part)] /= rows[0]["images_per_second"]
     return rows
 
 
-def _milliseconds(name: str, timing: Timing) -> dict[str, float]:
-    parts = {"": timing.median, "_p10": timing.p10, "_p90": timing.p90}
-    return {name + part: seconds * 1e3 for part, seconds in parts.items()}
+def _parts(name: str, timing: Timing, unit: float = 1) -> dict[str, float]:
+    return {_name(name, part): value * unit for part, value in timing._asdict().items()}
+
+
+def _name(name: str, part: str) -> str:
+    return name if part == "median" else f"{name}_{part}"
 
 
 def compare(row: dict[str, Any], first: dict[str, Any]) -> None:
-    """Add to a row its speedups over the first network, the MAC reduction, and if it was `busy`."""
+    """Add to a row its MAC reduction beside the first network, and whether it was `busy`."""
     row["compared_with"] = first["name"]
     row["theoretical_speedup"] = first["effective_macs"] / row["effective_macs"]
-    row["latency_speedup"] = first["latency_ms"] / row["latency_ms"]
-    row["measured_speedup"] = row["images_per_second"] / first["images_per_second"]
     row["speedup_ratio"] = row["measured_speedup"] / row["theoretical_speedup"]
-    row["busy"] = max(spread(row, first, time) for time in ("latency_ms", "batch_ms")) > BUSY
+    row["busy"] = max(spread(row, speedup) for speedup in SPEEDUPS) > BUSY
 
 
-def spread(row: dict[str, Any], first: dict[str, Any], time: str) -> float:
-    """p90 / p10 of a time, in a row or in that of the first network: the larger one."""
-    return max(each[f"{time}_p90"] / each[f"{time}_p10"] for each in (row, first))
+def spread(row: dict[str, Any], speedup: str) -> float:
+    """p90 / p10 of a speedup."""
+    return row[f"{speedup}_p90"] / row[f"{speedup}_p10"]
 
 
-def remarks(row: dict[str, Any], first: dict[str, Any], why: list[str]) -> list[str]:
+def remarks(row: dict[str, Any], why: list[str]) -> list[str]:
     """Where a compared row falls short of its MAC reduction, at batch 1 and at the best, and why.
 
     Of a machine that was busy only that is said: it explains nothing.
     """
     lines, promised = [], row["theoretical_speedup"]
-    one, best = ("latency_ms", "latency_speedup"), ("batch_ms", "measured_speedup")
-    for batch, (time, speedup) in {1: one, row["batch_size"]: best}.items():
-        if (times := spread(row, first, time)) > BUSY:
-            lines.append(f"batch {batch}: the machine was busy: p90 is {times:.1f} times p10")
+    for batch, speedup in zip((1, row["batch_size"]), SPEEDUPS, strict=True):
+        if (times := spread(row, speedup)) > BUSY:
+            told = f"p90 of its speedup is {times:.1f} times p10"
+            lines.append(f"batch {batch}: the machine was busy: {told}")
         elif promised >= 1.05 and not keeps_up(row[speedup], promised):
             short = f"speedup {row[speedup]:.2f} for a MAC reduction of {promised:.2f}"
             lines.append(f"batch {batch}: {'; '.join([short, *why])}")

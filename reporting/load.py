@@ -154,6 +154,9 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
     dense = {(run.identity.network, run["sha256"]) for run in runs if not run.identity.steps}
     parents = {run["arguments"]["parent"] for run in runs}
     for run in runs:
+        if run["stage"] == "pruned":  # on however many images it was chosen
+            network = lineage(run, runs)[0].identity.network
+            run.identity = run.identity._replace(network=network)
         sound = [row for row in run.rows if (run.identity.network, row["reference"]) in dense]
         sound = [row for row in sound if row["sha256"] == run["sha256"]]
         if len(sound) < len(run.rows):

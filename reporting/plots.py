@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib.style
 import numpy as np
-from matplotlib.axis import Axis
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.files import write_atomically
@@ -24,7 +24,7 @@ GRAY = "#7f7f7f"
 COLORS = {DENSE: GRAY, "l1": "#3b76d6", "soft": "#e8871e", "weight": "#2ca25f"}
 COLORS |= {"random": "#a35cc9", "scratch": "#d6455d", "longer": GRAY}
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-FIRST = ("Top-1 against speedup", "Top-1 against MACs", "Speedup against MACs")
+FIRST = ("Top-1 against speedup", "Top-1 against MACs")
 TICKS = (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # of an axis of gains
 NOISE = 1.03  # a plot whose values all lie within 3 % shows nothing
 matplotlib.style.use(Path(__file__).with_name("plots.mplstyle"))
@@ -43,7 +43,7 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     figures = {
         FIRST[0]: accuracy(times, "speedup, measured"),
         FIRST[1]: accuracy(macs, "MAC reduction"),
-        FIRST[2]: speedup(macs),
+        "Speedup against MACs": speedup(macs),
         "Training from scratch": curves([c for c in cells if c not in tuned], "top1", "top-1 %"),
     }
     for amount in dict.fromkeys(cell.identity.amount for cell in tuned):
@@ -61,12 +61,12 @@ def accuracy(points: Sequence[tuple], label: str) -> Figure | None:
 
 def speedup(points: Sequence[tuple]) -> Figure | None:
     """Measured speedup against MAC reduction, and where both would be the same."""
-    figure = against(points, "MAC reduction", "measured_speedup", "speedup, measured")
+    key = "measured_speedup"
+    figure = against(points, "MAC reduction", key, "speedup, measured")
     if figure:
         (axes,) = figure.axes
-        axes.set_yscale("log")
+        _gains(axes, "y", [cell.mean(key) for gain, cell in points if gain and cell.mean(key)])
         axes.axline((1, 1), (2, 2), color=GRAY, lw=0.8, ls=":")
-        _ticks(axes.yaxis)
     return figure
 
 
@@ -85,18 +85,18 @@ def against(points: Sequence[tuple], label: str, key: str, what: str) -> Figure 
         spread = [c.spread(key) or 0 for c in cells]
         lines.append((cells[0].identity, name, x, [c.mean(key) for c in cells], spread))
     figure = draw(label, what, lines)
-    (axes,) = figure.axes
-    axes.set_xscale("log")
-    axes.set_xlim(0.93 * min(gains), 1.08 * max(gains))
-    _ticks(axes.xaxis)
+    _gains(figure.axes[0], "x", gains)
     return figure
 
 
-def _ticks(axis: Axis) -> None:
-    """Of gains, on a logarithmic axis."""
+def _gains(axes: Axes, side: str, values: Sequence[float]) -> None:
+    """A logarithmic axis, "x" or "y", for gains."""
+    axis = getattr(axes, f"{side}axis")
+    axes.set(**{f"{side}scale": "log"})
     axis.set_ticks(TICKS, minor=False)
     axis.set_ticks([], minor=True)
     axis.set_major_formatter("{x:g}x")
+    axes.set(**{f"{side}lim": (0.93 * min(values), 1.08 * max(values))})
 
 
 def curves(cells: Sequence[Cell], key: str, label: str) -> Figure | None:

@@ -173,7 +173,7 @@ addEventListener("error", event => complaints.push(event.message));
 </script>"""
 AFTER = """<script>
 const seen = {}, all = selector => [...document.querySelectorAll(selector)];
-const rows = () => all("tbody tr").filter(row => row.cells.length > 1);
+const rows = () => all("#table tbody tr").filter(row => row.cells.length > 1);
 const column = name => all("thead th").findIndex(head => head.textContent === name);
 const values = name => rows().map(row => row.cells[column(name)].textContent);
 const press = name => all("thead button")[column(name)].click();
@@ -182,7 +182,7 @@ press("top-1 %"); seen.rising = values("top-1 %");
 press("top-1 %"); seen.falling = values("top-1 %");
 press("Δ top-1"); seen.differences = values("Δ top-1");
 press("method"); seen.methods = values("method");
-seen.first = all("tbody tr")[0].textContent;
+seen.first = all("#table tbody tr")[0].textContent;
 const shown = head => head.offsetWidth > 0;
 const visible = () => all("thead th").filter(shown).map(head => head.textContent);
 seen.main = visible();
@@ -190,7 +190,8 @@ seen.overflow = document.documentElement.scrollWidth - innerWidth;
 document.querySelector("#more").click(); seen.every = visible();
 const box = document.querySelector("#table"); box.scrollLeft = 500;
 seen.scrolled = box.scrollLeft;
-seen.stuck = all("tbody td:first-child").every(cell => cell.getBoundingClientRect().left < 60);
+const left = cell => cell.getBoundingClientRect().left;
+seen.stuck = all("#table tbody td:first-child").every(cell => left(cell) < 60);
 const plots = all("figure svg").filter(svg => svg.checkVisibility());
 seen.plots = plots.map(svg => svg.getBoundingClientRect().width);
 seen.complaints = complaints;
