@@ -70,9 +70,9 @@ def page(study: Study, title: str, drawn: dict[str, dict]) -> str:
         first_plots = "".join(html.pop(name, "") for name in plots.FIRST)
         sections += f"<h2>{escape(network)}</h2><div>{first_plots}</div>" * bool(figures)
         sections += _details("More plots", f"<div>{''.join(html.values())}</div>" * bool(html))
-        for name, form in tables.ENGINES.items():
-            head, lines = tables.by_engine(study, network, form)
-            sections += _details(name, _plain_table(head, lines) * (len(head) > 3))
+        for name in tables.ENGINES:
+            if lines := tables.by_engine(study, network, name):
+                sections += _details(name, _plain_table(lines))
     runs = "".join(_details(escape(run.folder), _list(_origin(run, study))) for run in study.runs)
     details = _details("Lineage, settings and engines of each run", runs)
     details += _details(f"Left out: {len(study.left_out)}", _list(study.left_out))
@@ -94,15 +94,18 @@ def _origin(run: Run, study: Study) -> list[str]:
     """The stages that a network went through, and its times in all engines."""
     keys, chain = ("stage", "top1", "sha256", "arguments", "machine"), lineage(run, study.runs)
     lines = [json.dumps({key: stage.result.get(key) for key in keys}) for stage in chain]
-    timing = "{engine} {precision}: {latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
-    rows = [row for (machine, _), row in run.timings.items() if machine == study.machine]
-    return lines + ["; ".join([timing.format(**row), *row["remarks"]]) for row in rows]
+    for (machine, engine), row in run.timings.items():
+        if machine == study.machine:
+            times = "{latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
+            told = "the machine drifted" if row["latency_ms"] is None else times.format(**row)
+            lines.append("; ".join([f"{engine}: {told}", *row["remarks"]]))
+    return lines
 
 
-def _plain_table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [f"<td>{'</td><td>'.join(map(escape, line))}</td>" for line in lines]
-    heading = f"<th>{'</th><th>'.join(map(escape, head))}</th>"
-    return f"<div><table><tr>{'</tr><tr>'.join([heading, *rows])}</tr></table></div>"
+def _plain_table(lines: list[list[str]]) -> str:
+    rows = [f"<tr><td>{'</td><td>'.join(map(escape, line))}</td></tr>" for line in lines]
+    heading, *rows = [rows[0].replace("td>", "th>"), *rows[1:]]
+    return f"<div><table>{heading}{''.join(rows)}</table></div>"
 
 
 def _table(study: Study) -> str:

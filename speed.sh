@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
 # What cuts are worth on this machine, in every engine, and how fast networks train: docs/speed.md.
 #
-#     bash speed.sh                      depth 50, standard
-#     ROUND_TO=4 bash speed.sh --depth 20    another network; flags of main.py
+#     bash speed.sh                              depth 50, standard
+#     ROUND_TO=1 bash speed.sh --depth 26        another network; flags of main.py
+#     bash speed.sh train --depth 20             training: images per second
 #
-# The networks are hardly trained. Call it again at any time: finished ones are kept, training is
-# timed anew. Each target is cut twice: as usual, and to widths that are multiples of ROUND_TO (1).
-# BENCH are flags of benchmark.py. Torch-Pruning is compared if it is installed.
+# The networks are hardly trained. Call it again at any time: finished ones are kept, and timed anew.
+# With ROUND_TO each target is also cut to widths that are multiples of that. BENCH are flags of
+# benchmark.py, OMP_NUM_THREADS is a number of threads. Torch-Pruning is compared if it is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
 source "$here/setup.sh"
 setup requirements.txt requirements-deploy.txt
 
+part=inference
+[ "${1:-}" != train ] || { part=train; shift; }
 name=${*:---depth 50} work=speed/${name//[^[:alnum:]_]/}
 images="--train-images 64"
-python "$here/main.py" --depth 50 --dataset synthetic "$@" \
-    $images --batch-size 32 --epochs 1 --save "$work/dense" >/dev/null
+dense=("$here/main.py" --depth 50 --dataset synthetic "$@" $images --batch-size 32 --epochs 1)
+python "${dense[@]}" --save "$work/dense" >/dev/null
 networks=("$work/dense")
 prune() { # prune NAME FLAG...; what cannot be had (code 2) is left out
     local code=0
@@ -28,18 +31,27 @@ prune() { # prune NAME FLAG...; what cannot be had (code 2) is left out
         *) exit $code ;;
     esac
 }
-for ratio in 0.3 0.6 0.9; do prune "l1-$ratio" --ratio "$ratio"; done
+if [ $part = inference ]; then
+    for ratio in 0.3 0.6 0.9; do prune "l1-$ratio" --ratio "$ratio"; done
+fi
 for share in 0.5 0.25 0.125; do
     prune "macs-$share" --target-macs "$share"
-    prune "macs-$share-by${ROUND_TO:=1}" --target-macs "$share" --round-to "$ROUND_TO"
+    [ $part = train ] || [ -z "${ROUND_TO:-}" ] ||
+        prune "macs-$share-by$ROUND_TO" --target-macs "$share" --round-to "$ROUND_TO"
 done
-prune weight-0.9 --method weight --ratio 0.9
-plugin=(--plugin "$here/docs/torch_pruning_plugin.py" --method tp-magnitude)
-python -c "import torch_pruning" 2>/dev/null && prune torch-pruning-0.25 "${plugin[@]}" --target-macs 0.25
-python "$here/benchmark.py" "${networks[@]}" --batch-size 64 ${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 openvino-int8}
+if [ $part = inference ]; then
+    prune weight-0.9 --method weight --ratio 0.9
+    plugin=(--plugin "$here/docs/torch_pruning_plugin.py" --method tp-magnitude)
+    if python -c "import torch_pruning" 2>/dev/null; then
+        prune torch-pruning-0.25 "${plugin[@]}" --target-macs 0.25
+    fi
+    python "$here/benchmark.py" "${networks[@]}" --batch-size 64 \
+        ${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 openvino-int8} >/dev/null
+    exec python "$here/report.py" "$work" --title "What a cut is worth"
+fi
 
 train() { # train NAME FLAG...: images per second of two epochs, of which the first compiles
-    local folder=$work/train/$1
+    local folder=$work-train/$1
     python "$here/main.py" --dataset synthetic "${@:2}" --train-images 1280 --batch-size 128 --epochs 2 \
         --eval-every 2 --force --save "$folder" >/dev/null
     sed 's/.*"epoch": \([0-9]*\).*"images_per_second": \([0-9]*\.[0-9]\).*/training '"$1"', epoch \1: \2 images\/s/' \
@@ -49,6 +61,4 @@ python "$here/docs/plain_training.py" --depth 50 "$@"
 train fp32 --depth 50 "$@" --precision fp32
 train auto --depth 50 "$@"
 train compile --depth 50 "$@" --compile
-for share in 0.5 0.25 0.125; do
-    if [ -e "$work/macs-$share" ]; then train "macs-$share" --like "$work/macs-$share" --compile; fi
-done
+for network in "${networks[@]:1}"; do train "${network##*/}" --like "$network" --compile; done

@@ -19,14 +19,14 @@ from utils.log import say
 
 from .engines import ENGINES, FILES, eager
 from .runtimes import REFERENCE
-from .timing import Timing, interleaved, layer_times
+from .timing import Quantiles, interleaved, layer_times
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it is older than what Python now advises
     from thop import profile as thop
 
 SPEEDUPS = ("latency_speedup", "measured_speedup")  # at batch 1 and at the best
-BUSY = 1.5  # p90 / p10 of a speedup on a machine that had other things to do, too
+BUSY = 1.5  # p90 / p10 of what is measured on a machine that has other things to do, too
 
 
 class Subject(NamedTuple):
@@ -69,7 +69,8 @@ def measure(
     Returns for each the milliseconds of an image and of the batch with the best throughput, its
     speedups over the first network, and the largest difference of its logits to those of PyTorch in
     float32, on the CPU, on the same images, as a share of the largest. A speedup is the median of
-    ratios of calls that were close in time, which a drifting machine slows alike.
+    ratios of neighboring blocks of calls; where the best batches of two networks differ, times the
+    first network's rate at this batch over its best.
     """
     bound = [ENGINES[engine](subject.network, machine) for subject in subjects]
     bf16 = machine.dtype == torch.bfloat16 and engine != "onnxruntime"  # see _load_onnx
@@ -81,26 +82,27 @@ def measure(
         x = torch.randn(subjects[0].shape(batch))
         calls = [bind(x) for bind in bound]
         times = interleaved(calls, machine.device, seconds)
-        usual = batch / Timing.of(times[0]).median
-        for row, subject, call, own in zip(rows, subjects, calls, times, strict=True):
-            timing, gain = Timing.of(own), Timing.of(times[0] / own)
+        first_rate = batch / Quantiles.of(times[0].own).median
+        for row, subject, call, timed in zip(rows, subjects, calls, times, strict=True):
+            took, speedup = Quantiles.of(timed.own), Quantiles.of(timed.speedups())
             exact = eager(subject.network, REFERENCE)(x)()
             error = ((call().float().cpu() - exact).abs().max() / exact.abs().max()).item()
             # Not max(), which may lose a NaN.
             row["logit_difference_share"] = np.maximum(row["logit_difference_share"], error).item()
             if batch == 1:
-                row |= _parts("latency_ms", timing, 1e3) | _parts("latency_speedup", gain)
-            if (rate := batch / timing.median) > row["images_per_second"]:
+                row |= _parts("latency_ms", took, 1e3) | _parts("latency_speedup", speedup)
+            if (rate := batch / took.median) > row["images_per_second"]:
                 row |= {"batch_size": batch, "images_per_second": rate}
-                row |= _parts("batch_ms", timing, 1e3) | _parts("measured_speedup", gain, usual)
+                row |= _parts("batch_ms", took, 1e3)
+                row |= _parts("measured_speedup", speedup, first_rate)
     for row in rows:  # over the first network at its own best batch
-        for part in Timing._fields:
+        for part in Quantiles._fields:
             row[_name("measured_speedup", part)] /= rows[0]["images_per_second"]
     return rows
 
 
-def _parts(name: str, timing: Timing, unit: float = 1) -> dict[str, float]:
-    return {_name(name, part): value * unit for part, value in timing._asdict().items()}
+def _parts(name: str, values: Quantiles, factor: float = 1) -> dict[str, float]:
+    return {_name(name, part): value * factor for part, value in values._asdict().items()}
 
 
 def _name(name: str, part: str) -> str:
@@ -108,16 +110,20 @@ def _name(name: str, part: str) -> str:
 
 
 def compare(row: dict[str, Any], first: dict[str, Any]) -> None:
-    """Add to a row its MAC reduction beside the first network, and whether it was `busy`."""
+    """Add to a row its MAC reduction, and how far its figures can be trusted.
+
+    On a machine that was `busy` the speedups vary too much, where it `drifted` the times alone.
+    """
     row["compared_with"] = first["name"]
     row["theoretical_speedup"] = first["effective_macs"] / row["effective_macs"]
     row["speedup_ratio"] = row["measured_speedup"] / row["theoretical_speedup"]
-    row["busy"] = max(spread(row, speedup) for speedup in SPEEDUPS) > BUSY
+    row["busy"] = max(spread(row, name) for name in SPEEDUPS) > BUSY
+    row["drifted"] = max(spread(row, name) for name in ("latency_ms", "batch_ms")) > BUSY
 
 
-def spread(row: dict[str, Any], speedup: str) -> float:
-    """p90 / p10 of a speedup."""
-    return row[f"{speedup}_p90"] / row[f"{speedup}_p10"]
+def spread(row: dict[str, Any], name: str) -> float:
+    """p90 / p10 of a figure."""
+    return row[f"{name}_p90"] / row[f"{name}_p10"]
 
 
 def remarks(row: dict[str, Any], why: list[str]) -> list[str]:
@@ -126,9 +132,9 @@ def remarks(row: dict[str, Any], why: list[str]) -> list[str]:
     Of a machine that was busy only that is said: it explains nothing.
     """
     lines, promised = [], row["theoretical_speedup"]
-    for batch, speedup in zip((1, row["batch_size"]), SPEEDUPS, strict=True):
-        if (times := spread(row, speedup)) > BUSY:
-            told = f"p90 of its speedup is {times:.1f} times p10"
+    for batch, speedup in dict(zip((1, row["batch_size"]), SPEEDUPS, strict=True)).items():
+        if (ratio := spread(row, speedup)) > BUSY:
+            told = f"p90 of its speedup is {ratio:.1f} times p10"
             lines.append(f"batch {batch}: the machine was busy: {told}")
         elif promised >= 1.05 and not keeps_up(row[speedup], promised):
             short = f"speedup {row[speedup]:.2f} for a MAC reduction of {promised:.2f}"
@@ -211,7 +217,7 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
             row
             for row in old
             if any(row[k] != new[k] for k in ("engine", "machine"))
-            or (new["busy"] and not row.get("busy"))
+            or any(new[doubt] and not row.get(doubt) for doubt in ("busy", "drifted"))
         ]  # which says more
     except (OSError, ValueError, TypeError, KeyError):
         say(f"{file}: damaged; its rows are gone")

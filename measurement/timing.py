@@ -16,28 +16,40 @@ from .runtimes import Call
 
 WARMUP, LAYERWISE, PROFILED = 3, 7, 3  # calls
 BLOCK = 4  # calls of a block that count
-LEAST, MOST = 2, 50  # blocks
+LEAST, MOST = 3, 50  # blocks
 
 
-class Timing(NamedTuple):
-    """Seconds per call: median, 10th and 90th percentile."""
+class Quantiles(NamedTuple):
+    """Median, 10th and 90th percentile."""
 
     median: float
     p10: float
     p90: float
 
     @classmethod
-    def of(cls, calls: np.ndarray) -> "Timing":
-        """Of the seconds of all calls of a function."""
-        return cls(*np.quantile(calls, (0.5, 0.1, 0.9)).tolist())
+    def of(cls, values: np.ndarray) -> "Quantiles":
+        """Of any numbers."""
+        return cls(*np.quantile(values, (0.5, 0.1, 0.9)).tolist())
 
 
-def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -> np.ndarray:
-    """Seconds of each call (functions, calls) of several functions that take turns.
+class Times(NamedTuple):
+    """What was timed of a function: seconds (blocks, calls), and of the first one beside it."""
 
-    In blocks, so that a drifting machine hits all of them: A A A A A, B B B B B, ..., A A A A A,
-    ... The first call of a block finds what others left in the caches, and does not count. Each
-    function is called for about `seconds` in total after a warm-up, in LEAST to MOST blocks.
+    own: np.ndarray
+    first: np.ndarray
+
+    def speedups(self) -> np.ndarray:
+        """Over the first function (blocks,): ratios of what was timed one right after the other."""
+        return np.median(self.first, 1) / np.median(self.own, 1)
+
+
+def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -> list[Times]:
+    """Times of several functions that take turns.
+
+    In blocks, and the first function again before each of the others, so that a drifting machine
+    slows both alike: A A A A A, B B B B B, A A A A A, C C C C C, ... The first call of a block
+    finds what others left in the caches, and does not count. Each function is called for about
+    `seconds` in total (the first one for each other) after a warm-up, in LEAST to MOST blocks.
     """
 
     def once(call: Call) -> float:
@@ -45,13 +57,17 @@ def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -
         call()
         return _clock(device) - start
 
+    def block(call: Call) -> list[float]:
+        return [once(call) for _ in range(1 + BLOCK)][1:]
+
     for _ in range(WARMUP):
         slowest = max(once(call) for call in calls)
-    samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(min(MOST, max(LEAST, int(seconds / slowest / BLOCK)))):
-        for call, times in zip(calls, samples, strict=True):
-            times += [once(call) for _ in range(1 + BLOCK)][1:]
-    return np.array(samples)
+    first, *others = calls
+    blocks = min(MOST, max(LEAST, int(seconds / slowest / BLOCK)))
+    pairs = [[(block(first), block(call)) for call in others or [first]] for _ in range(blocks)]
+    before, after = np.moveaxis(np.array(pairs), 2, 0).swapaxes(1, 2)  # (others, blocks, calls)
+    times = [Times(own, beside) for own, beside in zip(after, before, strict=True)]
+    return [Times(before[0], before[0]), *times[: len(others)]]
 
 
 def _clock(device: torch.device) -> float:
@@ -65,12 +81,12 @@ def relative_latency(
 ) -> float:
     """Time of one batch in `network`, as a fraction of that in `dense`.
 
-    The median of ratios of calls in neighboring blocks: a machine that drifts slows both.
+    The median of ratios of neighboring blocks: a machine that drifts slows both.
     """
     x = torch.randn(shape)
     calls = [eager(model, machine)(x) for model in (dense, network)]
-    before, after = interleaved(calls, machine.device, seconds=4)
-    return float(np.median(after / before))
+    _, times = interleaved(calls, machine.device, seconds=4)
+    return float(1 / np.median(times.speedups()))
 
 
 def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import Group, Span, Spec, channel_groups, cost_of, layer_costs, spec_of
 
-from .allocation import Kept, Limits, allocate, fast_multiple, select, solve
+from .allocation import Kept, Limits, allocate, best, fast_multiple, select, solve
 from .config import FAST, PruningConfig, method_class
 from .criteria import Calibration, Scores, normalize_scores, score
 from .search import stage_ratios
@@ -52,19 +52,21 @@ def choose(
     if config.allocation == "global":
         scores = normalize_scores(scores, config.criterion)
     scores = first_to_go(scores, closed or {})
+    worth = scores
     if config.allocation == "cost":  # the norms say how many channels go, the scores which
         norms = scores
         if config.criterion != "l1":
             norms = first_to_go(score(model, groups, "l1"), closed or {})
         cost = cost_of_a_channel(spec, groups, task.image_size, counted)
-        scores = {
-            g.name: in_order_of(scores[g.name], shares(norms[g.name]))
-            * (WORTH[g.scope] / cost[g.name]) ** STEEP
-            for g in groups
+        worth = {
+            g.name: shares(norms[g.name]) * (WORTH[g.scope] / cost[g.name]) ** STEEP for g in groups
         }
 
     def at(ratio: float | Sequence[float]) -> Kept:
-        return allocate(groups, scores, ratio, config.allocation, limits, task.sensitivity)
+        kept = allocate(groups, worth, ratio, config.allocation, limits, task.sensitivity)
+        if worth is scores:
+            return kept
+        return {name: best(scores[name], len(index)) for name, index in kept.items()}
 
     def left(name: str, ratio: float | Sequence[float]) -> float:
         """The fraction of the dense network's parameters or MACs that a ratio leaves."""
@@ -112,15 +114,11 @@ def shares(scores: Tensor) -> Tensor:
     return torch.empty_like(scores).scatter_(0, order, own)
 
 
-def in_order_of(scores: Tensor, values: Tensor) -> Tensor:
-    """The values (size,), dealt anew: the highest to the channel with the highest score."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    return torch.empty_like(values).scatter_(0, order, values.sort(descending=True).values)
-
-
 def first_to_go(scores: Scores, closed: dict[str, Tensor]) -> Scores:
     """The scores, below all others for the channels that are `closed` (size,) by group."""
-    return scores | {name: scores[name].masked_fill(gone, -1.0) for name, gone in closed.items()}
+    return scores | {
+        name: scores[name].masked_fill(gone, -torch.inf) for name, gone in closed.items()
+    }
 
 
 def cost_of_a_channel(

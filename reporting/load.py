@@ -25,6 +25,7 @@ TRAINED = ("baseline", "scratch", "like", "finetuned")
 MEASURED = (*TRAINED, "imported")
 SIZES = ("params", "nonzero_params", "macs", "effective_macs")
 TIMES = ("latency_ms", "images_per_second", "latency_speedup", "measured_speedup")
+ABSOLUTE = ("latency_ms", "images_per_second")
 OPTIONAL = ("speedup_ratio", "file_bytes", "compressed_bytes", "peak_memory_bytes")
 
 
@@ -77,7 +78,7 @@ class Cell(NamedTuple):
 
     def minus(self, others: Sequence[Run]) -> list[float]:
         """Differences of top-1 to other runs, seed by seed, of the seeds that both have."""
-        theirs = {run["seed"]: run["top1"] for run in others}
+        theirs = {run["seed"]: run["top1"] for run in others if run["top1"] is not None}
         return [run["top1"] - theirs[run["seed"]] for run in self.tested() if run["seed"] in theirs]
 
     def tested(self) -> list[Run]:
@@ -159,6 +160,8 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
             run.identity = run.identity._replace(network=network)
         sound = [row for row in run.rows if (run.identity.network, row["reference"]) in dense]
         sound = [row for row in sound if row["sha256"] == run["sha256"]]
+        # Of a pruning that is still to be done the dense network was timed.
+        sound = [row for row in sound if row.get("macs", run["macs"]) == run["macs"]]
         if len(sound) < len(run.rows):
             left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
         if busy := [row for row in sound if row.get("busy")]:
@@ -166,8 +169,9 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
             told = ("file_bytes", "compressed_bytes", "peak_memory_bytes")
             run.result = {name: busy[-1].get(name) for name in told} | run.result
         sound = [row for row in sound if not row.get("busy")]
-        run.timings = {_machine_and_engine(row): row for row in sound}  # the latest of each
-        if run["stage"] == "pruned" and run["sha256"] not in parents and not run.rows:
+        sound.sort(key=lambda row: not row.get("drifted"))  # the latest of each counts
+        run.timings = {_machine_and_engine(row): _without_drift(row) for row in sound}
+        if run["sha256"] not in parents and not _is_row(run, parents):
             left_out.append(f"{run.folder}: pruned, but not fine-tuned")
         rootless = lineage(run, runs)[0]["stage"] in ("pruned", "finetuned")
         if run["stage"] == "finetuned" and rootless:
@@ -185,7 +189,7 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
     """
     timings = [timing for run in runs for timing in run.timings.items()]
     # Not int8, beside an accuracy that was measured in another precision.
-    rates = [(r["images_per_second"], at) for at, r in timings if r["precision"] != "int8"]
+    rates = [(r["images_per_second"] or 0, at) for at, r in timings if r["precision"] != "int8"]
     places = [place for _, place in sorted(rates, reverse=True)]
     matches = [place for place in places if part.casefold() in place[0].casefold()]
     if part and not matches:
@@ -195,6 +199,17 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
         return None, None
     machine = statistics.mode(machine for machine, _ in matches)
     return statistics.mode(place for place in matches if place[0] == machine)
+
+
+def _is_row(run: Run, parents: Collection[str | None]) -> bool:
+    """Whether a run is one of the tables: trained, or timed though no training followed."""
+    timed = run["stage"] == "pruned" and run["sha256"] not in parents and bool(run.timings)
+    return run["stage"] in MEASURED or timed
+
+
+def _without_drift(row: dict[str, Any]) -> dict[str, Any]:
+    """A timing; without its times, but for the speedups, if the machine drifted meanwhile."""
+    return row | dict.fromkeys(ABSOLUTE) if row.get("drifted") else row
 
 
 def _folders(roots: Sequence[Path]) -> Collection[tuple[Path, list[str]]]:
@@ -281,7 +296,9 @@ def _is_result(result: Any) -> bool:
     identity, parent = _identity(result), result["arguments"]["parent"]
     hash((identity, parent))  # an error for what cannot be
     sizes = [result[key] for key in SIZES]
-    top1 = result["top1"] if result["stage"] in MEASURED else 0
+    top1 = result["top1"]
+    if result["stage"] == "pruned" and top1 is None:  # --no-eval
+        top1 = 0
     numbers = [result["seed"], *identity.epochs, top1, *sizes, *result["widths"].values()]
     texts = [result["sha256"], result["machine"]["name"], parent or ""]
     known = identity.control in (None, *CONTROLS) and result["stage"] in (*MEASURED, "pruned")
@@ -327,9 +344,7 @@ def _cells(runs: Sequence[Run], left_out: list[str]) -> dict[str, list[Cell]]:
     """Runs that were trained, or timed, grouped, by network, in the order of the tables."""
     grouped: dict[Identity, dict[int, Run]] = defaultdict(dict)
     parents = {run["arguments"]["parent"] for run in runs}
-    for run in runs:
-        if run["stage"] == "pruned" and (run["sha256"] in parents or not run.rows):
-            continue
+    for run in (run for run in runs if _is_row(run, parents)):
         epochs = tuple(n for stage in lineage(run, runs) for n in stage.identity.epochs)
         seeds = grouped[run.identity._replace(epochs=epochs)]
         first = seeds.setdefault(run["seed"], run)

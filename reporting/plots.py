@@ -6,7 +6,8 @@ One color for each method throughout; controls are hollow and dashed.
 import io
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -38,12 +39,13 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     cells = study.cells[network]
     tuned = [cell for cell in cells if cell.runs[0]["stage"] == "finetuned"]
     shown = [c for c in cells if c.identity.series != DENSE or c is study.dense(network)]
-    macs = [(mac_reduction(study, cell), cell) for cell in shown]
-    times = [(cell.mean("measured_speedup"), cell) for cell in shown]
+    trained = [cell for cell in shown if cell.runs[0]["stage"] != "pruned"]
+    macs = ("MAC reduction", partial(mac_reduction, study))
+    time = ("speedup, measured", lambda cell: cell.mean("measured_speedup"))
     figures = {
-        FIRST[0]: accuracy(times, "speedup, measured"),
-        FIRST[1]: accuracy(macs, "MAC reduction"),
-        "Speedup against MACs": speedup(macs),
+        FIRST[0]: against(trained, *time, "top-1 %", "top1"),
+        FIRST[1]: against(trained, *macs, "top-1 %", "top1"),
+        "Speedup against MACs": speedup(against(shown, *macs, time[0], "measured_speedup")),
         "Training from scratch": curves([c for c in cells if c not in tuned], "top1", "top-1 %"),
     }
     for amount in dict.fromkeys(cell.identity.amount for cell in tuned):
@@ -54,49 +56,45 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     return {title: figure for title, figure in figures.items() if figure}
 
 
-def accuracy(points: Sequence[tuple], label: str) -> Figure | None:
-    """Top-1, with the spread of the seeds, against what was gained: a line for each series."""
-    return against(points, label, "top1", "top-1 %")
-
-
-def speedup(points: Sequence[tuple]) -> Figure | None:
-    """Measured speedup against MAC reduction, and where both would be the same."""
-    key = "measured_speedup"
-    figure = against(points, "MAC reduction", key, "speedup, measured")
-    if figure:
-        (axes,) = figure.axes
-        _gains(axes, "y", [cell.mean(key) for gain, cell in points if gain and cell.mean(key)])
-        axes.axline((1, 1), (2, 2), color=GRAY, lw=0.8, ls=":")
-    return figure
-
-
-def against(points: Sequence[tuple], label: str, key: str, what: str) -> Figure | None:
-    """A figure of the results, for each series a line, against gains: pairs of gain and cell.
+def against(
+    cells: Sequence[Cell], x: str, gain: Callable[[Cell], float | None], y: str, key: str
+) -> Figure | None:
+    """A figure of the results, with the spread of the seeds, against a gain: a line per series.
 
     None if all gains lie within NOISE of each other.
     """
-    known = [(gain, cell) for gain, cell in points if gain and cell.mean(key) is not None]
-    gains = [gain for gain, _ in known]
+    known = [(gain(cell), cell) for cell in cells if gain(cell) and cell.mean(key) is not None]
+    gains = [value for value, _ in known]
     if not gains or max(gains) < NOISE * min(gains):
         return None
     lines = []
     for name in dict.fromkeys(cell.identity.series for _, cell in known):
-        x, cells = zip(*((g, c) for g, c in known if c.identity.series == name), strict=True)
-        spread = [c.spread(key) or 0 for c in cells]
-        lines.append((cells[0].identity, name, x, [c.mean(key) for c in cells], spread))
-    figure = draw(label, what, lines)
-    _gains(figure.axes[0], "x", gains)
+        xs, alike = zip(*((g, c) for g, c in known if c.identity.series == name), strict=True)
+        spread = [c.spread(key) or 0 for c in alike]
+        lines.append((alike[0].identity, name, xs, [c.mean(key) for c in alike], spread))
+    figure = draw(x, y, lines)
+    _gains(figure.axes[0], "x")
     return figure
 
 
-def _gains(axes: Axes, side: str, values: Sequence[float]) -> None:
-    """A logarithmic axis, "x" or "y", for gains."""
+def speedup(figure: Figure | None) -> Figure | None:
+    """The figure, with gains on both axes, and a line where both are the same."""
+    if figure:
+        (axes,) = figure.axes
+        _gains(axes, "y")
+        axes.axline((1, 1), (2, 2), color=GRAY, lw=0.8, ls=":")
+    return figure
+
+
+def _gains(axes: Axes, side: str) -> None:
+    """Make an axis, "x" or "y", logarithmic, for gains."""
+    low, high = getattr(axes.dataLim, f"interval{side}")
     axis = getattr(axes, f"{side}axis")
     axes.set(**{f"{side}scale": "log"})
     axis.set_ticks(TICKS, minor=False)
     axis.set_ticks([], minor=True)
     axis.set_major_formatter("{x:g}x")
-    axes.set(**{f"{side}lim": (0.93 * min(values), 1.08 * max(values))})
+    axes.set(**{f"{side}lim": (0.93 * low, 1.08 * high)})
 
 
 def curves(cells: Sequence[Cell], key: str, label: str) -> Figure | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 NOTE = (
     "±: standard deviation over seeds; of Δ and vs, which compare equal seeds, the 95 % interval "
     "(Student's t). MACs: as if zero weights cost nothing. Speedup: images/s at the best batch "
-    "size. Latency: one image. Empty: not measured."
+    "size, median of ratios. Latency: one image. Empty: not measured, or on a busy machine."
 )
 
 
@@ -75,10 +76,10 @@ COLUMNS = (
     _mean("compressed MB", ".2f", "compressed_bytes", 1e6),
 )
 NAMES = [column.name for column in COLUMNS]
-# Tables of several engines: title, what a cell shows of a timing.
+# Tables of several engines: title, time and speedup, and how the time is written.
 ENGINES = {
-    "Images/s at the best batch (speedup)": "{images_per_second:,.0f} ({measured_speedup:.2f})",
-    "Milliseconds for one image (speedup)": "{latency_ms:.2f} ({latency_speedup:.2f})",
+    "Images/s at the best batch (speedup)": ("images_per_second", "measured_speedup", ",.0f"),
+    "Milliseconds for one image (speedup)": ("latency_ms", "latency_speedup", ".2f"),
 }
 MAIN = 8  # columns on the first screen
 CARD = ("top-1 %", "params M", "MACs M", "latency ms", "images/s")  # of a dense network
@@ -112,25 +113,37 @@ def escaped(words: str) -> str:
     return " ".join(words.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def by_engine(study: Study, network: str, form: str) -> tuple[list[str], list[list[str]]]:
-    """Each cell in each engine on the machine of the study: heading and lines.
+def by_engine(study: Study, network: str, title: str) -> list[list[str]]:
+    """One of ENGINES: heading, and a line for each cell that was timed on the study's machine.
 
-    `form` is filled with the timing of the first seed that was timed.
+    Means over the seeds. Empty if all were timed in one engine.
     """
-    timed: list[tuple[Cell, dict[str, Any]]] = []
+    time, speedup, form = ENGINES[title]
+    timed: list[tuple[Cell, dict[str, list[dict]]]] = []
     for cell in study.cells[network]:
+        rows = defaultdict(list)
         for run in cell.runs:
-            rows = {e: row for (machine, e), row in run.timings.items() if machine == study.machine}
-            if rows:
-                timed.append((cell, rows))
-                break
+            for (machine, engine), row in run.timings.items():
+                if machine == study.machine:
+                    rows[engine].append(row)
+        timed.append((cell, rows))
     engines = list(dict.fromkeys(engine for _, rows in timed for engine in rows))
+    if len(engines) < 2:
+        return []
+
+    def text(rows: list[dict[str, Any]]) -> str:
+        if not rows:
+            return ""
+        times = [row[time] for row in rows if row[time] is not None]
+        gain = f"({statistics.mean(row[speedup] for row in rows):.2f})"
+        return f"{statistics.mean(times):{form}} {gain}" if times else gain
+
     lines = [
-        [cell.identity.series, cell.identity.amount]
-        + [form.format(**rows[engine]) if engine in rows else "" for engine in engines]
+        [cell.identity.series, cell.identity.amount, *(text(rows[engine]) for engine in engines)]
         for cell, rows in timed
+        if rows
     ]
-    return ["method", "pruned", *engines], lines
+    return [["method", "pruned", *engines], *lines]
 
 
 def to_markdown(study: Study, title: str, images: Sequence[str]) -> str:
@@ -138,9 +151,9 @@ def to_markdown(study: Study, title: str, images: Sequence[str]) -> str:
     parts = [f"# {escaped(title)}", escaped(place(study)), NOTE]
     for network, cells in study.cells.items():
         parts += [f"## {escaped(network)}", markdown(NAMES, texts(study, cells))]
-        for title, form in ENGINES.items():
-            head, lines = by_engine(study, network, form)
-            parts += [f"### {title}", markdown(head, lines)] * (len(head) > 3)
+        for name in ENGINES:
+            if lines := by_engine(study, network, name):
+                parts += [f"### {name}", markdown(lines[0], lines[1:])]
     parts += [f"![{name}]({name})" for name in images]
     parts += ["## Left out"] * bool(study.left_out)
     return "\n\n".join(parts + [f"- {escaped(line)}" for line in study.left_out]) + "\n"

@@ -156,14 +156,17 @@ class Checkpoint:
     def save(self, path: Path, half: bool = False) -> None:
         """Write it atomically; refuses what would not load with `weights_only=True`.
 
-        `half` stores the weights in float16, for a file half as large; read, they are float32.
+        `half` stores the weights in float16, for a smaller file; read, they are float32. Raises
+        ValueError if they are too large for that.
         """
         content = {key: value for key, value in vars(self).items() if key in KINDS}
         if half:
-            weights = self.state_dict.items()
             content["state_dict"] = {
-                k: t.half() if t.is_floating_point() else t for k, t in weights
+                key: tensor.half() if tensor.is_floating_point() else tensor
+                for key, tensor in self.state_dict.items()
             }
+            if not all(tensor.isfinite().all() for tensor in content["state_dict"].values()):
+                raise ValueError("the weights are too large for float16")
         content["pruning"] = self.pruning.as_dict() if self.pruning else None
         save_plain(path, {**content, "format": FORMAT, "control": self.control})
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -151,6 +152,15 @@ def _interrupt(signum: int, _frame: Any) -> None:
     raise Interrupted(signum)
 
 
+def _unraisable(lost: Any) -> None:
+    """An interrupt in a callback from which nothing can be raised comes again, after it."""
+    if not isinstance(lost.exc_value, Interrupted):
+        return sys.__unraisablehook__(lost)
+    (signum,) = lost.exc_value.args
+    signal.signal(signum, _interrupt)
+    threading.Timer(0.05, os.kill, (os.getpid(), signum)).start()
+
+
 def _run(main: Callable[[argparse.Namespace], dict[str, Any]], args: Any) -> dict[str, Any]:
     """What `main` returns. PyTorch's exporter makes other errors out of an interrupt."""
     try:
@@ -220,6 +230,7 @@ def run_script(
     args = p.parse_args()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
+    sys.unraisablehook = _unraisable
     code = 0
     try:
         for_people = sys.stdout.isatty() and not args.json

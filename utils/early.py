@@ -18,4 +18,5 @@ except OSError:  # MKL would end the process, in its words
     sys.exit(f"{Path(sys.argv[0]).name}: error: the current folder is gone; cd to another")
 # Read when PyTorch loads libgomp. An empty value counts as none.
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT") or "3000"
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler tells that it starts and stops
+# PyTorch's profiler writes when it starts and stops, and that there is no GPU.
+os.environ["KINETO_LOG_LEVEL"] = os.environ.get("KINETO_LOG_LEVEL") or "99"

@@ -82,11 +82,15 @@ def test_no_cell_of_the_csv_is_a_formula(study, start):
 
 
 def test_a_line_for_each_cell_and_a_column_for_each_engine(study):
-    head, lines = tables.by_engine(load([study]), NETWORK, "{engine} {measured_speedup:.2f}")
-    assert head == ["method", "pruned", "fused bf16", "eager bf16"]
-    assert ["dense", "", "fused 1.00", "eager 1.00"] in lines
-    assert ["l1", "30 %", "fused 1.05", ""] in lines
-    assert not any("longer" in line[0] for line in lines)  # never timed
+    rates, latencies = (tables.by_engine(load([study]), NETWORK, name) for name in tables.ENGINES)
+    assert rates[0] == latencies[0] == ["method", "pruned", "fused bf16", "eager bf16"]
+    assert ["dense", "", "1,000 (1.00)", "500 (1.00)"] in rates
+    assert ["l1", "30 %", "1,050 (1.05)", ""] in rates
+    assert ["l1", "60 %", "1.00 (2.00)", ""] in latencies
+    assert not any("longer" in line[0] for line in rates)  # never timed
+    write(study / "more", "baseline", seed=3, timings=[timing(engine="compile", drifted=True)])
+    rates = tables.by_engine(load([study]), NETWORK, next(iter(tables.ENGINES)))
+    assert ["dense", "", "1,000 (1.00)", "500 (1.00)", "(1.00)"] in rates  # no time that drifted
 
 
 def test_markdown_is_escaped_and_has_no_empty_columns(study):

@@ -24,6 +24,14 @@ WRAPPED = """
     except BaseException as error:
         raise RuntimeError("step 1 of 3 failed") from error
 """
+IN_CALLBACK = """
+    class Late:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+    Late()
+    time.sleep(5)
+"""
 
 
 def call(body, **how):
@@ -35,6 +43,13 @@ def test_an_interrupt_that_a_library_takes_for_its_own_failure_is_one():
     """As PyTorch's ONNX exporter does."""
     told = call(WRAPPED)
     assert told.returncode == 130
+    assert told.stderr.startswith("interrupted")
+
+
+def test_an_interrupt_in_a_callback_that_cannot_raise_comes_again():
+    """As PyTorch's compiler has them, for what nobody refers to any longer."""
+    told = call(IN_CALLBACK)
+    assert told.returncode == 143
     assert told.stderr.startswith("interrupted")
 
 
