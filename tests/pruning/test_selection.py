@@ -79,6 +79,15 @@ def test_with_cost_a_criterion_says_which_channels_go_and_the_norms_how_many(cri
     for name, index in kept.items():
         gone = not_kept(len(scores[name]), index)
         assert not gone.any() or scores[name][index].min() >= scores[name][gone].max()
+    # What is closed goes before all others, even if all score less than nothing.
+    closed = {"layer3.1.conv1": not_kept(64, kept["layer3.1.conv1"])}
+    below = {name: values - 1e3 for name, values in scores.items()}
+    _, later, _ = choose(
+        model, resolve({"target_macs": 0.4, "criterion": criterion}), task, 1.0, below, closed
+    )
+    assert not set(later["layer3.1.conv1"].tolist()) & set(
+        closed["layer3.1.conv1"].nonzero()[:, 0].tolist()
+    )
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,32 @@ def test_what_was_timed_without_fine_tuning_is_a_row_of_its_own(study):
     assert found.to_dense(unknown) == found.to_control(unknown, "random") == []
 
 
+def test_a_plan_to_prune_is_not_taken_for_the_network_that_was_timed(study):
+    """Its result tells the sizes after a training that is still to come."""
+    dense = "hash of " + str(study / "seed0/baseline")
+    write(study / "plan", "pruned", step("soft", ratio=0.9), share=0.1, parent=dense,
+          timings=[timing(1.0, reference=dense, macs=40_000_000)])  # fmt: skip
+    found = load([study])
+    assert f"{study}/plan: pruned, but not fine-tuned" in found.left_out
+    assert not any(c.identity.amount == "90 %" for c in found.cells[NETWORK])
+
+
+def test_what_was_not_evaluated_is_compared_with_nothing(study):
+    dense = "hash of " + str(study / "seed0/baseline")
+    how = {"parent": dense, "timings": [timing(3.0, reference=dense)]}
+    write(study / "cut", "pruned", step(ratio=0.9), top1=1.5, **how)
+    random = step(ratio=0.9, criterion="random")
+    write(study / "random", "pruned", random, top1=None, control="random", **how)
+    found = load([study])
+    assert found.to_control(cell(found, "l1 not fine-tuned", "90 %"), "random") == []
+
+
+@pytest.mark.parametrize("top1", ["high", 300.0])
+def test_an_accuracy_after_the_cut_is_checked_like_any(study, top1):
+    write(study / "cut", "pruned", step(ratio=0.9), top1=top1)
+    assert f"{study / 'cut/result.json'}: {DAMAGED}" in load([study]).left_out
+
+
 def test_results_of_an_older_version_are_named(study):
     file = study / "seed0/soft/end/result.json"
     edit(file, lambda r: (r.pop("pruning"), r.pop("control"), r.update(tag="soft-0.6")))
