@@ -1,4 +1,4 @@
-"""The trained networks that come with the repository: whole, as described, and still computed alike."""
+"""The trained networks that come with the repository: whole, and computed as ever."""
 
 import re
 
