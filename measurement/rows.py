@@ -19,14 +19,15 @@ from utils.log import say
 
 from .engines import ENGINES, FILES, eager
 from .runtimes import REFERENCE
-from .timing import Quantiles, interleaved, layer_times
+from .timing import Interval, Quantiles, interleaved, layer_times
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it is older than what Python now advises
     from thop import profile as thop
 
 SPEEDUPS = ("latency_speedup", "measured_speedup")  # at batch 1 and at the best
-BUSY = 1.5  # p90 / p10 of what is measured on a machine that has other things to do, too
+BUSY = 1.2  # ratio of the ends of a speedup's interval, on a machine that has other things to do
+DRIFT = 1.5  # p90 / p10 of a time, on a machine that changes its speed
 
 
 class Subject(NamedTuple):
@@ -84,7 +85,7 @@ def measure(
         times = interleaved(calls, machine.device, seconds)
         first_rate = batch / Quantiles.of(times[0].own).median
         for row, subject, call, timed in zip(rows, subjects, calls, times, strict=True):
-            took, speedup = Quantiles.of(timed.own), Quantiles.of(timed.speedups())
+            took, speedup = Quantiles.of(timed.own), Interval.of(timed.speedups())
             exact = eager(subject.network, REFERENCE)(x)()
             error = ((call().float().cpu() - exact).abs().max() / exact.abs().max()).item()
             # Not max(), which may lose a NaN.
@@ -96,12 +97,12 @@ def measure(
                 row |= _parts("batch_ms", took, 1e3)
                 row |= _parts("measured_speedup", speedup, first_rate)
     for row in rows:  # over the first network at its own best batch
-        for part in Quantiles._fields:
+        for part in Interval._fields:
             row[_name("measured_speedup", part)] /= rows[0]["images_per_second"]
     return rows
 
 
-def _parts(name: str, values: Quantiles, factor: float = 1) -> dict[str, float]:
+def _parts(name: str, values: Quantiles | Interval, factor: float = 1) -> dict[str, float]:
     return {_name(name, part): value * factor for part, value in values._asdict().items()}
 
 
@@ -112,18 +113,19 @@ def _name(name: str, part: str) -> str:
 def compare(row: dict[str, Any], first: dict[str, Any]) -> None:
     """Add to a row its MAC reduction, and how far its figures can be trusted.
 
-    On a machine that was `busy` the speedups vary too much, where it `drifted` the times alone.
+    On a machine that was `busy` the speedups are too uncertain, where it `drifted` the times are.
     """
     row["compared_with"] = first["name"]
     row["theoretical_speedup"] = first["effective_macs"] / row["effective_macs"]
     row["speedup_ratio"] = row["measured_speedup"] / row["theoretical_speedup"]
-    row["busy"] = max(spread(row, name) for name in SPEEDUPS) > BUSY
-    row["drifted"] = max(spread(row, name) for name in ("latency_ms", "batch_ms")) > BUSY
+    row["busy"] = any(uncertain(row, name) for name in SPEEDUPS)
+    times = ("latency_ms", "batch_ms")
+    row["drifted"] = any(row[f"{name}_p90"] > DRIFT * row[f"{name}_p10"] for name in times)
 
 
-def spread(row: dict[str, Any], name: str) -> float:
-    """p90 / p10 of a figure."""
-    return row[f"{name}_p90"] / row[f"{name}_p10"]
+def uncertain(row: dict[str, Any], speedup: str) -> bool:
+    """Whether its 95 % interval is too wide."""
+    return row[f"{speedup}_high"] > BUSY * row[f"{speedup}_low"]
 
 
 def remarks(row: dict[str, Any], why: list[str]) -> list[str]:
@@ -133,8 +135,10 @@ def remarks(row: dict[str, Any], why: list[str]) -> list[str]:
     """
     lines, promised = [], row["theoretical_speedup"]
     for batch, speedup in dict(zip((1, row["batch_size"]), SPEEDUPS, strict=True)).items():
-        if (ratio := spread(row, speedup)) > BUSY:
-            told = f"p90 of its speedup is {ratio:.1f} times p10"
+        if uncertain(row, speedup):
+            told = "speedup {:.2f} to {:.2f}".format(
+                *(row[f"{speedup}_{e}"] for e in ("low", "high"))
+            )
             lines.append(f"batch {batch}: the machine was busy: {told}")
         elif promised >= 1.05 and not keeps_up(row[speedup], promised):
             short = f"speedup {row[speedup]:.2f} for a MAC reduction of {promised:.2f}"

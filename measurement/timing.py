@@ -32,6 +32,24 @@ class Quantiles(NamedTuple):
         return cls(*np.quantile(values, (0.5, 0.1, 0.9)).tolist())
 
 
+class Interval(NamedTuple):
+    """A median, and the ends of its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Interval":
+        """From order statistics, whatever the distribution; of five values or fewer their range.
+
+        Conover 1999, Practical Nonparametric Statistics, section 3.2, with a normal approximation.
+        """
+        half = 0.98 / len(values) ** 0.5
+        ends = 0.5, max(0.0, 0.5 - half), min(1.0, 0.5 + half)
+        return cls(*np.quantile(values, ends).tolist())
+
+
 class Times(NamedTuple):
     """What was timed of a function: seconds (blocks, calls), and of the first one beside it."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from measurement.runtimes import REFERENCE
-from measurement.timing import BLOCK, WARMUP, Quantiles, interleaved, relative_latency
+from measurement.timing import BLOCK, WARMUP, Interval, Quantiles, interleaved, relative_latency
 from models import new_spec
 from tests.conftest import lively
 
@@ -36,6 +36,13 @@ def test_calls_take_turns_and_the_first_stands_beside_each_other():
     turns = [name for name in "abac" for _ in range(1 + BLOCK)]
     assert later == turns * (len(later) // len(turns))
     assert 3 <= len(later) // len(turns) <= 4  # 0.4 s / 4 / 0.03 s
+
+
+def test_the_interval_of_a_median_holds_it_95_times_in_100():
+    draws = np.random.default_rng(0).lognormal(size=(2000, 25))
+    held = [interval.low <= 1 <= interval.high for interval in map(Interval.of, draws)]
+    assert 0.92 < np.mean(held) < 0.98
+    assert Interval.of(np.array([3.0, 1.0, 2.0])) == (2, 1, 3)
 
 
 def test_one_alone():
