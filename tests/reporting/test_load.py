@@ -212,7 +212,7 @@ def test_a_plan_to_prune_is_not_taken_for_the_network_that_was_timed(study):
     """Its result tells the sizes after a training that is still to come."""
     dense = "hash of " + str(study / "seed0/baseline")
     write(study / "plan", "pruned", step("soft", ratio=0.9), share=0.1, parent=dense,
-          timings=[timing(1.0, reference=dense, macs=40_000_000)])  # fmt: skip
+          timings=[timing(1.0, reference=dense, effective_macs=40_000_000)])  # fmt: skip
     found = load([study])
     assert f"{study}/plan: pruned, but not fine-tuned" in found.left_out
     assert not any(c.identity.amount == "90 %" for c in found.cells[NETWORK])
