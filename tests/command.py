@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,11 @@ def run(script, *flags, cwd):
         process.join()
         texts = [stream.read_text() for stream in streams]
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def heed_interrupts():
+    """For `preexec_fn`: bash starts what stands before an & with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def result(process):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from models import build, new_spec
-from tests.command import ROOT, result, run
+from tests.command import ROOT, heed_interrupts, result, run
 from tests.conftest import lively
 from utils.files import locked
 from utils.train import CHECK_EVERY
@@ -334,7 +334,9 @@ def test_help_is_quick_and_complete(script, tmp_path):
 
 def test_ctrl_c_during_the_imports_leaves_no_traceback():
     command = [sys.executable, ROOT / "main.py", "--help"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=heed_interrupts
+    )
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.command import ROOT
+from tests.command import ROOT, heed_interrupts
 
 SCRIPT = """
 import ctypes, os, signal, time
@@ -59,7 +59,9 @@ def test_an_interrupt_during_the_imports_is_not_lost_in_one_that_ignores_errors(
         "import utils.early, os\ntry: os.kill(os.getpid(), 2)\nexcept BaseException: pass\nprint(1)"
     )
     command = [sys.executable, "-c", body]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, preexec_fn=heed_interrupts
+    )
     assert (told.returncode, told.stdout, told.stderr) == (-2, "", "")
 
 
