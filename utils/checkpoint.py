@@ -273,8 +273,9 @@ def parse(content: Any, file: Path) -> Checkpoint:
             if record["method"] != record["steps"][-1]["method"]:
                 raise ValueError("its method is not that of its last step")
             content["pruning"] = Record.from_dict({**record, "dense": complete(record["dense"])})
-        weights = content["state_dict"].items()
-        content["state_dict"] = {k: t.float() if t.dtype == torch.half else t for k, t in weights}
+        weights = content["state_dict"]
+        if {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.half}:
+            weights |= {k: t.float() for k, t in weights.items() if t.is_floating_point()}
         checkpoint = Checkpoint(**content, file=file)
         _check(checkpoint)
         return checkpoint

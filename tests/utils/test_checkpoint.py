@@ -43,6 +43,13 @@ def test_half_weights_take_half_the_room_and_are_read_as_float32(tmp_path):
         torch.testing.assert_close(tensor, expected, rtol=1e-3, atol=1e-7)
 
 
+def test_what_float16_cannot_hold_is_not_saved_so(tmp_path):
+    made, _ = checkpoint()
+    made.state_dict["bn1.running_var"].fill_(1e5)
+    with pytest.raises(ValueError, match="too large for float16"):
+        made.save(tmp_path / "half.pt", half=True)
+
+
 def test_what_pruning_left_survives_the_round_trip(tmp_path):
     step = resolve({"method": "soft", "ratio": (0.5, 0.3, 0.1), "skip": ["layer1.0"]})
     state = METHODS["soft"].State(
@@ -76,7 +83,7 @@ def damage(field, value):
     return change
 
 
-DOUBLE = torch.ones(16, dtype=torch.float64)
+HALF = torch.ones(16, dtype=torch.float16)  # one alone is damage
 STEP = resolve({"ratio": 0.5}).as_dict()
 
 
@@ -92,7 +99,7 @@ STEP = resolve({"ratio": 0.5}).as_dict()
         damage("data/image_size", "32"),
         damage("history", ["x"]),
         damage("history", [{"stage": "baseline", "seed": "../x", "arguments": {"network": {}}}]),
-        damage("state_dict/bn1.weight", DOUBLE),
+        damage("state_dict/bn1.weight", HALF),
         damage("state_dict/bn1.weight", None),
         damage("spec/widths/conv1", -1),
         damage("spec/arch", []),
