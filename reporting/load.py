@@ -318,6 +318,7 @@ def _are_timings(rows: Any) -> bool:
     texts += [text for row in rows for text in (row["machine"]["name"], *row["remarks"])]
     numbers = [row[key] for row in rows for key in TIMES]
     numbers += [row[key] for row in rows for key in OPTIONAL if row.get(key) is not None]
+    numbers += [row["effective_macs"] for row in rows if "effective_macs" in row]
     return isinstance(rows, list) and _plain(texts, numbers)
 
 

@@ -292,6 +292,7 @@ def test_networks_that_cannot_be_are_left_out(study, shape):
     "damage",
     [
         *({"measured_speedup": x} for x in (-1.0, "1", None)),
+        *({"effective_macs": x} for x in (-1, "1", None, True, [])),
         *(
             {"peak_memory_bytes": "x"},
             {"file_bytes": {}},
