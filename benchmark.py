@@ -168,7 +168,7 @@ def resolve(path: Path, given: dict[str, Any]) -> list[Checkpoint]:
     for stages in (("finetuned", "scratch", "like"), ("pruned",)):
         if chosen := [checkpoint for checkpoint in inside if checkpoint.stage in stages]:
             return chosen
-    say(f"{path}: holds no checkpoint (yet); left out")
+    say(f"{path}: no run folder, and none inside; left out (files are given by name)")
     return []
 
 

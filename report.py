@@ -103,9 +103,10 @@ def _origin(run: Run, study: Study) -> list[str]:
 
 
 def _plain_table(lines: list[list[str]]) -> str:
-    rows = [f"<tr><td>{'</td><td>'.join(map(escape, line))}</td></tr>" for line in lines]
-    heading, *rows = [rows[0].replace("td>", "th>"), *rows[1:]]
-    return f"<div><table>{heading}{''.join(rows)}</table></div>"
+    html = ""
+    for line, tag in zip(lines, ["th", *["td"] * len(lines)], strict=False):
+        html += f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in line)}</tr>"
+    return f"<div><table>{html}</table></div>"
 
 
 def _table(study: Study) -> str:

@@ -11,11 +11,20 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
+fail() { echo "speed.sh: error: $1" >&2; exit 2; }
+part=inference
+case ${1:-} in
+    train) part=train; shift ;;
+    -* | "") ;;
+    *) fail "$1: neither train nor a flag of main.py" ;;
+esac
+[[ ${ROUND_TO:-1} =~ ^[1-9][0-9]*$ ]] || fail "ROUND_TO=$ROUND_TO is no whole number"
 source "$here/setup.sh"
 setup requirements.txt requirements-deploy.txt
+bench=${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 openvino-int8}
+parse='import sys, benchmark; sys.argv[0] = "BENCH"; benchmark.build_parser().parse_args()'
+(cd "$here" && python -c "$parse" "$here" $bench)  # a wrong flag is told now, not after minutes
 
-part=inference
-[ "${1:-}" != train ] || { part=train; shift; }
 name=${*:---depth 50} work=speed/${name//[^[:alnum:]_]/}
 images="--train-images 64"
 dense=("$here/main.py" --depth 50 --dataset synthetic "$@" $images --batch-size 32 --epochs 1)
@@ -45,8 +54,7 @@ if [ $part = inference ]; then
     if python -c "import torch_pruning" 2>/dev/null; then
         prune torch-pruning-0.25 "${plugin[@]}" --target-macs 0.25
     fi
-    python "$here/benchmark.py" "${networks[@]}" --batch-size 64 \
-        ${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 openvino-int8} >/dev/null
+    python "$here/benchmark.py" "${networks[@]}" --batch-size 64 $bench >/dev/null
     exec python "$here/report.py" "$work" --title "What a cut is worth"
 fi
 

@@ -136,9 +136,7 @@ def remarks(row: dict[str, Any], why: list[str]) -> list[str]:
     lines, promised = [], row["theoretical_speedup"]
     for batch, speedup in dict(zip((1, row["batch_size"]), SPEEDUPS, strict=True)).items():
         if uncertain(row, speedup):
-            told = "speedup {:.2f} to {:.2f}".format(
-                *(row[f"{speedup}_{e}"] for e in ("low", "high"))
-            )
+            told = f"speedup {row[f'{speedup}_low']:.2f} to {row[f'{speedup}_high']:.2f}"
             lines.append(f"batch {batch}: the machine was busy: {told}")
         elif promised >= 1.05 and not keeps_up(row[speedup], promised):
             short = f"speedup {row[speedup]:.2f} for a MAC reduction of {promised:.2f}"
@@ -212,17 +210,20 @@ def keep(subject: Subject, row: dict[str, Any], first: Subject, machine: Machine
 
 
 def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that stay beside a new one; none if the file is missing or damaged."""
+    """The rows that stay beside a new one, but for damaged ones. Raises OSError."""
+
+    def stays(row: dict[str, Any]) -> bool:
+        other = any(row.get(key) != new[key] for key in ("engine", "machine"))
+        better = any(new[doubt] and not row.get(doubt) for doubt in ("busy", "drifted"))
+        return row.get("sha256") == new["sha256"] and (other or better)
+
     if not file.exists():
         return []
     try:
-        old = [row for row in json.loads(file.read_text()) if row["sha256"] == new["sha256"]]
-        return [
-            row
-            for row in old
-            if any(row[k] != new[k] for k in ("engine", "machine"))
-            or any(new[doubt] and not row.get(doubt) for doubt in ("busy", "drifted"))
-        ]  # which says more
-    except (OSError, ValueError, TypeError, KeyError):
-        say(f"{file}: damaged; its rows are gone")
-        return []
+        rows = list(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        rows = [None]
+    sound = [row for row in rows if isinstance(row, dict)]
+    if len(sound) < len(rows):
+        say(f"{file}: damaged; {len(rows) - len(sound)} of its rows are gone")
+    return list(filter(stays, sound))

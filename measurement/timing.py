@@ -51,10 +51,10 @@ class Interval(NamedTuple):
 
 
 class Times(NamedTuple):
-    """What was timed of a function: seconds (blocks, calls), and of the first one beside it."""
+    """Seconds (blocks, calls) of the first function, and of another one right after it."""
 
-    own: np.ndarray
     first: np.ndarray
+    own: np.ndarray
 
     def speedups(self) -> np.ndarray:
         """Over the first function (blocks,): ratios of what was timed one right after the other."""
@@ -82,10 +82,10 @@ def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -
         slowest = max(once(call) for call in calls)
     first, *others = calls
     blocks = min(MOST, max(LEAST, int(seconds / slowest / BLOCK)))
-    pairs = [[(block(first), block(call)) for call in others or [first]] for _ in range(blocks)]
-    before, after = np.moveaxis(np.array(pairs), 2, 0).swapaxes(1, 2)  # (others, blocks, calls)
-    times = [Times(own, beside) for own, beside in zip(after, before, strict=True)]
-    return [Times(before[0], before[0]), *times[: len(others)]]
+    rounds = [[(block(first), block(call)) for call in others or [first]] for _ in range(blocks)]
+    by_call = [zip(*pairs, strict=True) for pairs in zip(*rounds, strict=True)]
+    times = [Times(*map(np.array, pairs)) for pairs in by_call]
+    return [Times(times[0].first, times[0].first), *times[: len(others)]]
 
 
 def _clock(device: torch.device) -> float:

@@ -149,39 +149,53 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
     """
     left_out: list[str] = []
     runs = [run for folder, names in _folders(roots) for run in _runs(folder, names, left_out)]
+    places = ", ".join(map(str, roots))
     if not runs:
-        places = ", ".join(map(str, roots))
         raise FileNotFoundError("; ".join([f"{places}: no finished stage below", *left_out[:1]]))
     dense = {(run.identity.network, run["sha256"]) for run in runs if not run.identity.steps}
     parents = {run["arguments"]["parent"] for run in runs}
     for run in runs:
+        root, last = lineage(run, runs)[0], run["sha256"] not in parents
         if run["stage"] == "pruned":  # on however many images it was chosen
-            network = lineage(run, runs)[0].identity.network
-            run.identity = run.identity._replace(network=network)
-        sound = [row for row in run.rows if (run.identity.network, row["reference"]) in dense]
-        sound = [row for row in sound if row["sha256"] == run["sha256"]]
-        # Of a pruning that is still to be done the dense network was timed, with more MACs.
-        sound = [
-            row for row in sound if row.get("effective_macs", 0) < 1.01 * run["effective_macs"]
-        ]
-        if len(sound) < len(run.rows):
-            left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
-        if busy := [row for row in sound if row.get("busy")]:
-            left_out.append(f"{run.folder}/benchmark.json: timed on a busy machine; time it again")
-            told = ("file_bytes", "compressed_bytes", "peak_memory_bytes")
-            run.result = {name: busy[-1].get(name) for name in told} | run.result
-        sound = [row for row in sound if not row.get("busy")]
-        sound.sort(key=lambda row: not row.get("drifted"))  # the latest of each counts
-        run.timings = {_machine_and_engine(row): _without_drift(row) for row in sound}
-        if run["sha256"] not in parents and not _is_row(run, parents):
-            left_out.append(f"{run.folder}: pruned, but not fine-tuned")
-        rootless = lineage(run, runs)[0]["stage"] in ("pruned", "finetuned")
-        if run["stage"] == "finetuned" and rootless:
+            run.identity = run.identity._replace(network=root.identity.network)
+        run.timings = _timings(run, dense, left_out)
+        if last and root["stage"] in ("pruned", "finetuned"):
             left_out.append(f"{run.folder}: the dense network that it came from is not here")
+        elif last and run["stage"] == "pruned" and not run.timings:
+            left_out.append(f"{run.folder}: pruned, but not fine-tuned")
     place = _place(runs, machine or "")
     for run in runs:
         run.result = {**run.timings.get(place, {}), **run.result}
-    return Study(runs, _cells(runs, left_out), *place, left_out)
+    rows = [
+        run
+        for run in runs
+        if run["stage"] in MEASURED or (run.timings and run["sha256"] not in parents)
+    ]
+    if not rows:
+        raise FileNotFoundError("; ".join([f"{places}: no trained network below", *left_out[:1]]))
+    return Study(runs, _cells(rows, runs, left_out), *place, left_out)
+
+
+def _timings(
+    run: Run, dense: Collection[tuple[str, str]], left_out: list[str]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """The sound rows of a run, by machine and engine; adds a line on others.
+
+    `dense` are the networks and hashes of what they may be compared with.
+    """
+    sound = [row for row in run.rows if (run.identity.network, row["reference"]) in dense]
+    sound = [row for row in sound if row["sha256"] == run["sha256"]]
+    # Of a pruning that is still to be done the dense network was timed, with more MACs.
+    sound = [row for row in sound if row.get("effective_macs", 0) < 1.01 * run["effective_macs"]]
+    if len(sound) < len(run.rows):
+        left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
+    if busy := [row for row in sound if row.get("busy")]:
+        left_out.append(f"{run.folder}/benchmark.json: timed on a busy machine; time it again")
+        told = ("file_bytes", "compressed_bytes", "peak_memory_bytes")
+        run.result = {name: busy[-1].get(name) for name in told} | run.result
+    sound = [row for row in sound if not row.get("busy")]
+    sound.sort(key=lambda row: not row.get("drifted"))  # the latest of each counts
+    return {_machine_and_engine(row): _without_drift(row) for row in sound}
 
 
 def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
@@ -201,12 +215,6 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
         return None, None
     machine = statistics.mode(machine for machine, _ in matches)
     return statistics.mode(place for place in matches if place[0] == machine)
-
-
-def _is_row(run: Run, parents: Collection[str | None]) -> bool:
-    """Whether a run is one of the tables: trained, or timed though no training followed."""
-    timed = run["stage"] == "pruned" and run["sha256"] not in parents and bool(run.timings)
-    return run["stage"] in MEASURED or timed
 
 
 def _without_drift(row: dict[str, Any]) -> dict[str, Any]:
@@ -343,11 +351,10 @@ def lineage(run: Run, runs: Sequence[Run]) -> list[Run]:
     return [run]
 
 
-def _cells(runs: Sequence[Run], left_out: list[str]) -> dict[str, list[Cell]]:
-    """Runs that were trained, or timed, grouped, by network, in the order of the tables."""
+def _cells(rows: Sequence[Run], runs: Sequence[Run], left_out: list[str]) -> dict[str, list[Cell]]:
+    """Those of all runs that have a row, grouped, by network, in the order of the tables."""
     grouped: dict[Identity, dict[int, Run]] = defaultdict(dict)
-    parents = {run["arguments"]["parent"] for run in runs}
-    for run in (run for run in runs if _is_row(run, parents)):
+    for run in rows:
         epochs = tuple(n for stage in lineage(run, runs) for n in stage.identity.epochs)
         seeds = grouped[run.identity._replace(epochs=epochs)]
         first = seeds.setdefault(run["seed"], run)

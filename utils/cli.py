@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
@@ -39,10 +39,18 @@ NO_MEMORY = ("could not create a primitive", "not enough memory", "failed to map
 PRUNING = [f.name for f in fields(PruningConfig) if f.name not in ("seed", "batch_size")]
 
 
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, without the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it, and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
 def parser(docstring: str) -> argparse.ArgumentParser:
     """An argument parser whose description is a script's docstring, as it stands."""
     kind = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=docstring, formatter_class=kind, allow_abbrev=False)
+    p = Parser(description=docstring, formatter_class=kind, allow_abbrev=False)
     told = "Python file with criteria or methods of yours; may be given several times"
     p.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=told)
     return p
@@ -120,7 +128,7 @@ def load_plugins(arguments: list[str]) -> None:
 
     Raises ValueError for what is no Python file, or fails.
     """
-    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p = Parser(add_help=False, allow_abbrev=False)
     p.add_argument("--plugin", type=Path, action="append", default=[])
     for file in p.parse_known_args(arguments)[0].plugin:
         spec = importlib.util.spec_from_file_location(PLUGIN + file.stem, file)

@@ -1,6 +1,7 @@
 """benchmark.py and report.py at the end of a chain, as a user runs them."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -170,3 +171,19 @@ def test_nothing_in_the_current_folder_is_run(seed, tmp_path):
     done = subprocess.run([*command, *quick], cwd=tmp_path, capture_output=True, check=True)
     assert json.loads(done.stdout)["rows"][0]["peak_memory_bytes"] > 0
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "message"),
+    [
+        (["trian"], {}, "trian: neither train nor a flag of main.py"),
+        ([], {"ROUND_TO": "x"}, "ROUND_TO=x is no whole number"),
+        (["--depth", "20"], {"BENCH": "--engins eager"}, "unrecognized arguments: --engins"),
+    ],
+)
+def test_speed_sh_tells_what_is_wrong_before_it_works(tmp_path, flags, variables, message):
+    command, env = ["bash", ROOT / "speed.sh", *flags], {**os.environ, **variables}
+    told = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
+    assert message in told.stderr
+    assert not list(tmp_path.iterdir())

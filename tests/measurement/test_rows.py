@@ -138,3 +138,20 @@ def test_a_busy_machine_replaces_no_sound_timing(tmp_path):
     file.write_text(json.dumps([sound]))
     assert _others(file, {**sound, "busy": True}) == [sound]
     assert _others(file, {**sound, "latency_ms": 2.0}) == []
+
+
+@pytest.mark.parametrize("damage", [None, 5, "row"])
+def test_a_damaged_row_costs_no_other_one(tmp_path, capsys, damage):
+    file = tmp_path / "benchmark.json"
+    sound = {"sha256": "abc", "engine": "eager", "machine": {}, "busy": False, "drifted": False}
+    file.write_text(json.dumps([damage, sound]))
+    assert _others(file, {**sound, "engine": "fused"}) == [sound]
+    assert f"{file}: damaged; 1 of its rows are gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "5", "[{"])
+def test_a_damaged_file_is_written_anew(tmp_path, capsys, text):
+    file = tmp_path / "benchmark.json"
+    file.write_text(text)
+    assert _others(file, {"sha256": "abc"}) == []
+    assert f"{file}: damaged" in capsys.readouterr().err

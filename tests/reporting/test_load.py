@@ -187,7 +187,8 @@ def test_a_run_that_is_there_twice_counts_once(study):
 def test_what_is_unfinished_or_was_not_tuned_is_told(study):
     (study / "begun").mkdir()
     (study / "begun/metrics.jsonl").write_text('{"epoch": 1, "top1": 1.0}\n')
-    write(study / "cut", "pruned", step(ratio=0.9))
+    dense = "hash of " + str(study / "seed0/baseline")
+    write(study / "cut", "pruned", step(ratio=0.9), parent=dense)
     told = load([study]).left_out
     assert told[0].startswith(f"{study}/begun: unfinished")
     assert told[1] == f"{study}/cut: pruned, but not fine-tuned"
@@ -206,6 +207,13 @@ def test_what_was_timed_without_fine_tuning_is_a_row_of_its_own(study):
     assert found.to_dense(cut) == [-68.5]
     assert unknown.mean("top1") is None
     assert found.to_dense(unknown) == found.to_control(unknown, "random") == []
+
+
+def test_a_study_without_its_dense_network_says_so(tmp_path):
+    write(tmp_path / "cut", "pruned", step(ratio=0.9), parent="hash of what is not here")
+    told = f"no trained network below; {tmp_path}/cut: the dense network that it came from"
+    with pytest.raises(FileNotFoundError, match=told):
+        load([tmp_path])
 
 
 def test_a_plan_to_prune_is_not_taken_for_the_network_that_was_timed(study):

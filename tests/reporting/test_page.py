@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.command import result, run
-from tests.reporting.conftest import NETWORK, SHAPE, edit, step, write
+from tests.reporting.conftest import NETWORK, SHAPE, edit, write
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -155,13 +155,6 @@ def test_no_heading_without_content(tmp_path):
     page = report(tmp_path)[1]
     assert page.of("h2") == []
     assert "More plots" not in page.of("summary")
-
-
-def test_only_prunings(tmp_path):
-    write(tmp_path / "a", "pruned", step())
-    told, page = report(tmp_path)
-    assert told["networks"] == 0
-    assert page.of("h2") == []
 
 
 # Runs before and after the page's own script, and leaves what it saw in the document.
