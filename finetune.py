@@ -32,9 +32,9 @@ from utils.checkpoint import Checkpoint
 from utils.config import NetworkConfig, Recipe, RunConfig, fill
 from utils.data import Data
 from utils.device import place, prepare
-from utils.doubts import doubts
+from utils.doubts import warn
 from utils.log import say
-from utils.run import Outcome, Run
+from utils.run import Run
 from utils.train import evaluate, fit, recalibrate
 
 
@@ -70,10 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--refine", type=Path, metavar="CKPT", help=told)
     add("--recipe", choices=RECIPES, default="default", help="way to train (default: default)")
     add("--teacher", type=Path, metavar="CKPT", help="network whose logits are distilled")
-    cli.add_flags(group, Recipe, "temperature", "teacher_weight")
-    told = "BatchNorm's statistics averaged anew before training"
-    flags = ("--recalibrate", "--reestimate-bn")
-    add(*flags, action=argparse.BooleanOptionalAction, default=False, help=told)
+    cli.add_flags(group, Recipe, "temperature", "teacher_weight", "recalibrate")
     cli.add_pruning_flags(p)
     cli.add_training_flags(p, usual=False)
     return p
@@ -94,9 +91,8 @@ def find_parent(given: dict[str, Any], pruning: dict[str, Any]) -> Checkpoint:
 def resolve_recipe(given: dict[str, Any], parent: Checkpoint, teacher: str | None) -> Recipe:
     """The recipe by name, with the single flags that were given and the hash of a teacher."""
     base = RECIPES[given["recipe"]](parent)
-    own = {"teacher": teacher, "seed": parent.seed, "compile": bool(given["compile"])}
-    flags = {key: value for key, value in given.items() if key not in ("teacher", "compile")}
-    recipe = fill(Recipe, flags, own, vars(base))
+    usual = {"seed": parent.seed, "compile": False}  # unlike those of lr-rewind's training
+    recipe = fill(Recipe, {"teacher": teacher}, given, usual, vars(base))
     if recipe.name == "lr-rewind" and given["lr_start"] is None:
         start = 1 - recipe.epochs / parent.trained_with()["recipe"]["epochs"]
         recipe = replace(recipe, lr_start=max(0.0, start))
@@ -121,11 +117,8 @@ def main(args: argparse.Namespace) -> dict:
     recipe = resolve_recipe(given, parent, teacher.sha256 if teacher else None)
     folder = runs.output_folder(config, folder_for(network, recipe, parent), parent, teacher)
     identity = {"network": asdict(network), "recipe": asdict(recipe)}
-    identity |= {
-        "parent": parent.sha256,
-        "precision": config.precision,
-        **cli.plugins(args, parent.steps),
-    }
+    identity |= {"parent": parent.sha256, "precision": config.precision}
+    identity |= cli.plugins(args, parent.steps)
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result
@@ -136,22 +129,18 @@ def main(args: argparse.Namespace) -> dict:
 def recover(
     parent: Checkpoint, data: Data, recipe: Recipe, run: Run, teacher: Checkpoint | None
 ) -> dict:
-    model, record, measured = parent.network(), parent.pruning, {}
+    model, record, measured, expert = parent.network(), parent.pruning, {}, None
+    warn(parent, model, data, run.machine)
     if teacher:
         expert = place(network_of(teacher, data), run.machine).eval().requires_grad_(False)
-    for one, network in ((parent, model), *([(teacher, expert)] if teacher else [])):
-        if one.stage == "elsewhere":
-            for doubt in doubts(place(network, run.machine).eval(), data, run.machine):
-                say(f"warning: {one.file}: {doubt}")
+        warn(teacher, expert, data, run.machine)
     if recipe.recalibrate:
         recalibrate(model, data, run.machine, recipe)
         measured["top1_recalibrated"], _ = evaluate(model, data, run.machine)
         say(f"top-1 with BatchNorm recalibrated: {measured['top1_recalibrated']:.2f} %")
-    method = record and record.method()
-    trained = fit(model, data, recipe, run, method, expert if teacher else None)
-    if record:
-        record = replace(record, state=trained.state)
-    outcome = Outcome(trained.network, trained.measured | measured, record)
+    trained = fit(model, data, recipe, run, record and record.method(), expert)
+    outcome = trained.outcome(record)
+    outcome.measured |= measured
     return run.hand_over("finetuned", outcome, data, parent)
 
 

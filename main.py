@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from models import Spec, build, cost_of, new_spec
+from models import Spec, build, cost_of, costs, new_spec
 from pruning import METHODS, PruningConfig, Task, name_of, prune_step, resolve
 from pruning.config import ALIASES
 from pruning.masks import apply_masks
@@ -31,7 +31,7 @@ from utils.checkpoint import Checkpoint
 from utils.config import NetworkConfig, Recipe, RunConfig, fill
 from utils.data import Data
 from utils.device import prepare
-from utils.run import Outcome, Run
+from utils.run import Run
 from utils.train import fit
 
 
@@ -114,7 +114,8 @@ def resolve_training(given: dict, original: Checkpoint | None) -> tuple[NetworkC
     recipe = fill(Recipe, given, own, told["recipe"])
     if given["budget"] == "flops":
         dense = cost_of(original.dense, original.image_size)
-        epochs = round(recipe.epochs * dense.macs / original.metrics["effective_macs"])
+        left = costs(original.network(), original.image_size)["effective_macs"]
+        epochs = round(recipe.epochs * dense.macs / left)
         recipe = replace(recipe, name="equal-flops", epochs=epochs)
     return network, recipe
 
@@ -131,10 +132,8 @@ def train(
         _, record = prune_step(model, step, task)
         if not record.state.pending:
             raise ValueError("this prunes a trained network, and at once: see res50prune.py")
-    trained = fit(model, data, recipe, run, record and record.method())
-    if record:  # the training has recovered from the cut
-        record = replace(record, state=trained.state, share_cut=0.0)
-    outcome = Outcome(trained.network, trained.measured, record)
+    record = record and replace(record, share_cut=0.0)  # the training recovers from the cut
+    outcome = fit(model, data, recipe, run, record and record.method()).outcome(record)
     return run.hand_over("scratch" if step else "baseline", outcome, data)
 
 
@@ -144,9 +143,8 @@ def train_like(original: Checkpoint, data: Data, recipe: Recipe, run: Run) -> di
     model = build(original.spec)
     record = replace(original.pruning, state=replace(original.pruning.state, kept={}))
     apply_masks(model, record.state.masks)
-    trained = fit(model, data, recipe, run, record.method())
-    record = replace(record, state=trained.state)
-    return run.hand_over("like", Outcome(trained.network, trained.measured, record), data)
+    outcome = fit(model, data, recipe, run, record.method()).outcome(record)
+    return run.hand_over("like", outcome, data)
 
 
 if __name__ == "__main__":

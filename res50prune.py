@@ -18,7 +18,6 @@ import utils.early  # noqa: F401
 import argparse
 import contextlib
 import json
-import math
 import time
 from dataclasses import asdict
 from functools import partial
@@ -43,7 +42,7 @@ from utils.checkpoint import Checkpoint, CheckpointError
 from utils.config import Recipe, RunConfig, fill
 from utils.data import Data, normalize, sample
 from utils.device import Machine, place, prepare
-from utils.doubts import doubts
+from utils.doubts import warn
 from utils.files import write_json
 from utils.log import say, table
 from utils.run import Outcome, Run
@@ -92,11 +91,8 @@ def main(args: argparse.Namespace) -> dict:
     folder = home / name_of([*parent.steps, step]) / "pruned"
     folder = runs.output_folder(config, folder, parent)
     identity = {"network": asdict(network), "pruning": step.as_dict(), "parent": parent.sha256}
-    identity |= {
-        "no_eval": args.no_eval,
-        "precision": config.precision,
-        **cli.plugins(args, [step]),
-    }
+    identity |= {"no_eval": args.no_eval, "precision": config.precision}
+    identity |= cli.plugins(args, [step])
     with Run(folder, identity, machine, config.force) as run:
         if run.result:
             return run.result
@@ -146,8 +142,7 @@ def prune(
     if not run.identity["no_eval"]:
         measured["top1_before"], loss = evaluate(place(model, machine), data, machine)
         if parent.stage == "elsewhere":
-            for doubt in doubts(model.eval(), data, machine):
-                say(f"warning: {parent.file}: {doubt}")
+            warn(parent, model, data, machine)
             before = {"top1": measured["top1_before"], "loss": loss, "seconds": 0.0}
             if parent.steps:
                 say("a network with masks does not become a run of its own")
@@ -224,13 +219,9 @@ def measured_drops(file: Path, made: dict[str, Any]) -> dict[str, dict[str, floa
     """What a file has of sensitivities that were made alike; of one that is none, nothing."""
     with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
         found = json.loads(file.read_text())
-        ratios = [f"{ratio:g}" for ratio in sensitivity.RATIOS]
         if made.items() <= found.items():
-            return {
-                name: drops
-                for name, drops in found["drops"].items()
-                if all(math.isfinite(drops[ratio]) for ratio in ratios)
-            }
+            whole = len(sensitivity.RATIOS)
+            return {name: drops for name, drops in found["drops"].items() if len(drops) == whole}
     return {}
 
 

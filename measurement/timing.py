@@ -17,6 +17,7 @@ from .runtimes import Call
 WARMUP, LAYERWISE, PROFILED = 3, 7, 3  # calls
 BLOCK = 4  # calls of a block that count
 LEAST, MOST = 3, 50  # blocks
+NARROW, LOOKS = 1.03, 10  # ratio of the ends of an interval; times until it must do
 
 
 class Quantiles(NamedTuple):
@@ -99,12 +100,18 @@ def relative_latency(
 ) -> float:
     """Time of one batch in `network`, as a fraction of that in `dense`.
 
-    The median of ratios of neighboring blocks: a machine that drifts slows both.
+    The median of ratios of neighboring blocks: a machine that drifts slows both. Timed until its
+    95 % interval is narrow, LOOKS times at most.
     """
-    x = torch.randn(shape)
+    x, speedups = torch.randn(shape), np.empty(0)
     calls = [eager(model, machine)(x) for model in (dense, network)]
-    _, times = interleaved(calls, machine.device, seconds=4)
-    return float(1 / np.median(times.speedups()))
+    for _ in range(LOOKS):
+        _, times = interleaved(calls, machine.device, seconds=1)
+        speedups = np.append(speedups, times.speedups())
+        found = Interval.of(speedups)
+        if len(speedups) > 5 and found.high < NARROW * found.low:
+            break
+    return 1 / found.median
 
 
 def layer_times(network: nn.Module, x: Tensor, machine: Machine) -> dict[str, float]:

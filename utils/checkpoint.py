@@ -190,12 +190,14 @@ def load_file(path: str | Path, advice: str = "make it again") -> Any:
     file = find(path)
     try:
         if file.suffix == ".safetensors":
-            return _load_safetensors(file)
+            from safetensors.torch import load_file as load_tensors
+
+            return load_tensors(file)
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # guesses about what is no checkpoint
             return torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
+    except ImportError:
+        raise CheckpointError(f"{file}: reading it needs `pip install safetensors`") from None
     except PermissionError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from None
     except Exception as error:  # a damaged file makes torch stumble anywhere
@@ -214,18 +216,6 @@ def require_intact(file: Path, advice: str = "make it again") -> None:
         damaged = error
     if damaged:
         raise CheckpointError(f"{file}: damaged ({damaged}); {advice}")
-
-
-def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file as load_tensors
-    except ImportError:
-        raise CheckpointError(f"{file}: reading it needs `pip install safetensors`") from None
-    try:
-        return load_tensors(file)
-    except SafetensorError as error:
-        raise ValueError(error) from None
 
 
 def _what_else(file: Path) -> str | None:

@@ -69,14 +69,13 @@ def add_flags(p: Any, config: type, *names: str, usual: bool = True, **how: Any)
         kind, default, words = told.pop("type"), own.default, told.pop("help").replace("%", "%%")
         if usual and "default" not in words and default not in (None, ()) and kind is not bool:
             words += f" (default: {default})"
-        if "choices" in told:
-            told.pop("metavar", None)
+        flags = flag(own.name), *told.pop("flags", ())
         if kind is bool:
             told = {"action": "store_true", "default": None}
         else:
             told["type"] = kind
         told["help"] = words
-        p.add_argument(flag(own.name), *told.pop("flags", ()), **told)
+        p.add_argument(*flags, **told)
 
 
 def add_run_flags(p: argparse.ArgumentParser) -> None:
@@ -101,7 +100,7 @@ def add_machine_flags(p: argparse.ArgumentParser) -> None:
 
 def add_training_flags(p: argparse.ArgumentParser, usual: bool = True) -> None:
     """How to train; without `usual` defaults where they follow from a recipe."""
-    not_here = {"temperature", "teacher_weight", "seed"}
+    not_here = {"temperature", "teacher_weight", "recalibrate", "seed"}
     names = [own.name for own in fields(Recipe) if own.name not in not_here]
     add_flags(p.add_argument_group("training"), Recipe, *names, usual=usual)
 
@@ -222,25 +221,19 @@ def run_script(
     # None where they were closed.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    code, args = 0, argparse.Namespace()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             load_plugins(sys.argv[1:])
-    except ValueError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        say(f"{Path(sys.argv[0]).name}: error: {error}")
-        sys.exit(2)
-    p = build_parser()
-    p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
-    p.add_argument("--debug", action="store_true", help="traceback of an error")
-    if "" in sys.argv[1:]:  # of a variable that is not set; as a path it would be this folder
-        p.error("an argument is empty")
-    args = p.parse_args()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
-    sys.unraisablehook = _unraisable
-    code = 0
-    try:
+        p = build_parser()
+        p.add_argument("--json", action="store_true", help="JSON result on a terminal, too")
+        p.add_argument("--debug", action="store_true", help="traceback of an error")
+        if "" in sys.argv[1:]:  # of a variable that is not set; as a path it would be this folder
+            p.error("an argument is empty")
+        args = p.parse_args()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, _interrupt)
+        sys.unraisablehook = _unraisable
         for_people = sys.stdout.isatty() and not args.json
         with _all_to_stderr():
             result = plain(_run(main, args))
@@ -255,7 +248,7 @@ def run_script(
         code = 1
     except Exception as error:  # a user gets one line; --debug shows the rest
         code = 2 if isinstance(error, ValueError) else 1
-        if args.debug:
+        if "--debug" in sys.argv:
             traceback.print_exc()
         lines = str(error).strip().splitlines()
         detail = lines[0] if lines else type(error).__name__

@@ -36,6 +36,7 @@ CLASS_ORDER = "of folders named by numbers (default: strings, as in torchvision)
 MEAN = "of pixels in [0, 1], to normalize them (default: the training images')"
 STEM = "kernel, stride and max-pool before the first block; imagenet: 7x7s2-pool"
 KEY = "of a file from elsewhere: which weights in it, if there are several"
+RECALIBRATE = "average BatchNorm's statistics anew before training"
 RGB = {"nargs": 3, "metavar": ("R", "G", "B")}
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -120,7 +121,7 @@ class Recipe(Options):
     teacher: str | None = None  # hash of the checkpoint whose logits are distilled
     temperature: float = option(4.0, "softening of both logits", float, "[1, 1e9]")
     teacher_weight: float = option(0.9, "teacher's share of the loss", float, "[0, 1]")
-    recalibrate: bool = False  # BatchNorm's statistics, before training
+    recalibrate: bool = option(False, RECALIBRATE, bool, flags=("--reestimate-bn",))
     seed: int = option(0, "random seed", int, "[0, 2147483648]")
 
 

@@ -331,6 +331,13 @@ def epoch_batches(
         yield normalize(batch.contiguous(), data.mean, data.std), labels[index]
 
 
+def augmented(data: Data, count: int, seed: int, augment: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of `count` training images drawn at random, augmented as in a training."""
+    some = data.train.draw(count, seed)
+    some = some._replace(images=pad_for_crops(some.images))
+    return epoch_batches(data, some, min(128, len(some.labels)), seed, augment)
+
+
 def pad_for_crops(images: Tensor) -> Tensor:
     """The images with the black border that random crops reach into."""
     return F.pad(images, (0, 0, *(CROP_PADDING,) * 4))

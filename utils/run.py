@@ -267,36 +267,15 @@ class Run(contextlib.AbstractContextManager):
         return result
 
     def _finished(self) -> dict[str, Any] | None:
-        """The result of the stage, if it is done and need not be done again."""
-        file = self.folder / "result.json"
+        """The result of the stage, if it is done and need not be done again.
+
+        The checkpoint tells it; result.json is written anew where it is lost, damaged or old.
+        """
+        file, known = self.folder / "result.json", {}
         if self._force or not self.model.is_file():
             return None
-        if not file.is_file():
-            # Lost, unless a process was killed before it wrote it.
-            return None if self.resume.exists() else self._recovered()
-        try:
-            result = json.loads(file.read_text())
-            made_with = result["arguments"]
-        except (ValueError, RecursionError, KeyError, TypeError):
-            raise CheckpointError(f"{file}: damaged; --force starts over") from None
-        content = checkpoints.load_file(self.model, "--force starts over")
-        checkpoint = checkpoints.parse(content, self.model)
-        if result.get("sha256", checkpoint.sha256) != checkpoint.sha256:
-            problem = f"not the file that {file.name} beside it is of; --force starts over"
-            raise CheckpointError(f"{self.model}: {problem}")
-        if "pruning" in result:
-            self._compare(made_with)
-        else:  # of format 1: brought up to date
-            result["arguments"] = checkpoint.history[-1]["arguments"]
-            self._compare(result["arguments"])
-            result |= _summary(checkpoint)
-            result.pop("tag", None)
-            with contextlib.suppress(OSError):
-                write_json(file, result)
-        return {**result, "checkpoint": str(self.model)}  # the folder may have moved
-
-    def _recovered(self) -> dict[str, Any] | None:
-        """The result, from the checkpoint alone; None if that does not tell the final widths."""
+        if self.resume.exists() and not file.is_file():  # killed before it wrote it
+            return None
         content = checkpoints.load_file(self.model, "--force starts over")
         if not checkpoints.is_checkpoint(content):
             problem = "not of this project; choose another --save, or start over with --force"
@@ -304,13 +283,17 @@ class Run(contextlib.AbstractContextManager):
         checkpoint = checkpoints.parse(content, self.model)
         if not checkpoint.history:
             raise CheckpointError(f"{self.model}: lacks its history; --force starts over")
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            known = dict(json.loads(file.read_text()))
+        if known.get("sha256", checkpoint.sha256) != checkpoint.sha256:
+            problem = f"not the file that {file.name} beside it is of; --force starts over"
+            raise CheckpointError(f"{self.model}: {problem}")
         self._compare(checkpoint.history[-1]["arguments"])
-        if checkpoint.pending:
-            return None
-        result = self._tell(checkpoint, checkpoint.spec["widths"])
-        result["sha256"] = checkpoint.sha256
-        with contextlib.suppress(OSError):
-            write_json(self.folder / "result.json", result)
+        result = self._tell(checkpoint) | {"sha256": checkpoint.sha256}
+        result.setdefault("widths", known.get("widths", checkpoint.spec["widths"]))  # older files
+        if result != {**known, "checkpoint": result["checkpoint"]}:  # the folder may have moved
+            with contextlib.suppress(OSError):
+                write_json(file, result)
         return result
 
     def _unfinished(self) -> dict[str, Any]:
@@ -373,14 +356,14 @@ class Run(contextlib.AbstractContextManager):
         told = self.identity.get("recipe") or self.identity.get("pruning") or self.identity
         seed = told.get("seed", 0)
         metrics = {**outcome.measured, **(record.state.figures() if record else {})}
-        metrics |= costs(network, data.image_size)
+        metrics |= {**costs(network, data.image_size), "widths": spec_of(network)["widths"]}
         entry = {"stage": stage, "arguments": self.identity, "seed": seed, "metrics": metrics}
         entry |= {"versions": made_with, "machine": machine, "parent": self.identity["parent"]}
         history = [*(parent.history if parent else []), entry]
         state = {key: tensor.cpu().contiguous() for key, tensor in model.state_dict().items()}
         network_and_data = spec_of(model), state, data.description()
         checkpoint = Checkpoint(stage, *network_and_data, record, metrics, history)
-        result = self._tell(checkpoint, spec_of(network)["widths"])
+        result = self._tell(checkpoint)
         if rank() == 0:
             self._replace()
             checkpoint.save(self.model)
@@ -389,25 +372,20 @@ class Run(contextlib.AbstractContextManager):
             self.resume.unlink(missing_ok=True)
         return result
 
-    def _tell(self, checkpoint: Checkpoint, widths: dict[str, int]) -> dict[str, Any]:
-        """What result.json says of a checkpoint; `widths` are those when its pruning has ended."""
+    def _tell(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What result.json says of a checkpoint."""
         record, made = checkpoint.pruning, checkpoint.history[-1]
+        dense = cost_of(checkpoint.dense, checkpoint.image_size)
         result = {"stage": checkpoint.stage, "checkpoint": str(self.model)}
         result["dataset"] = checkpoint.data["dataset"]
         result |= {key: checkpoint.spec[key] for key in ("arch", "depth")}
         result["method"] = record.steps[-1].method if record else None
         result |= {"ratio": record.ratio if record else 0.0, "seed": made["seed"]}
-        result |= {**_summary(checkpoint), **checkpoint.metrics, "widths": widths}
+        result |= {"pruning": [step.as_dict() for step in checkpoint.steps]}
+        result |= {"control": checkpoint.control, "dense_params": dense.params}
+        result |= {"dense_macs": dense.macs, **checkpoint.metrics}
         result |= {"machine": made["machine"], "commit": made["versions"]["commit"]}
         return plain({**result, "arguments": self.identity})
-
-
-def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a result tells of its checkpoint's pruning."""
-    dense = cost_of(checkpoint.dense, checkpoint.image_size)
-    steps = [step.as_dict() for step in checkpoint.steps]
-    told = {"pruning": steps, "control": checkpoint.control}
-    return told | {"dense_params": dense.params, "dense_macs": dense.macs}
 
 
 def _leaves(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,8 @@
 """One training loop for every stage."""
 
-import itertools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +14,16 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from models import build, spec_of
-from pruning import Method, State
+from pruning import Method, Record, State
 from pruning.allocation import Kept
 from pruning.surgery import cut, cut_tensors
 
 from .checkpoint import CheckpointError
 from .config import LR_SCHEDULES, Recipe
-from .data import Data, Split, epoch_batches, normalize, pad_for_crops
+from .data import Data, Split, augmented, epoch_batches, normalize, pad_for_crops
 from .device import Machine, place, rank, world_size
 from .log import say
-from .run import Run
+from .run import Outcome, Run
 
 EVAL_BATCH = 250
 SAVED = ("model", "optimizer", "schedule")
@@ -42,11 +41,11 @@ class Trained(NamedTuple):
     state: State
     rows: list[dict[str, Any]]  # one for each epoch
 
-    @property
-    def measured(self) -> dict[str, float]:
-        """What is reported of it: the last epoch, whatever came before."""
-        seconds = sum(row["seconds"] for row in self.rows)
-        return {"top1": self.rows[-1]["top1"], "loss": self.rows[-1]["loss"], "seconds": seconds}
+    def outcome(self, record: Record | None) -> Outcome:
+        """What is handed over and reported: the last epoch, whatever came before."""
+        last, seconds = self.rows[-1], sum(row["seconds"] for row in self.rows)
+        measured = {"top1": last["top1"], "loss": last["loss"], "seconds": seconds}
+        return Outcome(self.network, measured, record and replace(record, state=self.state))
 
 
 def fit(
@@ -114,11 +113,10 @@ def fit(
             training.cut(kept)
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
             row["top1"], row["loss"] = measure(finish()[0])
-            if not math.isfinite(row["loss"]):
-                message = f"the test loss is NaN or infinite after epoch {epoch + 1}"
-                raise Diverged(f"{message}; try a lower --lr, with --force")
-        elif not all(v.isfinite().all() for v in training.model.state_dict().values()):
-            raise Diverged(f"weights became NaN or infinite in epoch {epoch + 1}; try a lower --lr")
+        values = training.model.state_dict().values()
+        if not (math.isfinite(row.get("loss", 0)) and all(v.isfinite().all() for v in values)):
+            told = f"weights or test loss NaN or infinite after epoch {epoch + 1}"
+            raise Diverged(f"{told}; try a lower --lr, with --force")
         row |= {**told, "seconds": time.perf_counter() - start}
         rows.append(row)
         run.save_state({**training.state(), "images": seen}, rows)
@@ -163,17 +161,15 @@ class _Training:
     def cut(self, kept: Kept) -> None:
         """Cut channels out of the network and of its momentum; the schedule goes on."""
         spec, moving = spec_of(self.model), self.optimizer.state
-        momentum = {n: moving[p].get("momentum_buffer") for n, p in self.model.named_parameters()}
-        momentum = {n: buffer for n, buffer in momentum.items() if buffer is not None}
-        momentum = cut_tensors(spec, kept, momentum)
+        buffers = {n: moving[p].get("momentum_buffer") for n, p in self.model.named_parameters()}
+        momentum = cut_tensors(spec, kept, {n: b for n, b in buffers.items() if b is not None})
         self.model = place(cut(self.model, kept), self.machine)
         self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
         moving.clear()
-        parameters = dict(self.model.named_parameters())
-        for name, parameter in ((name, parameters[name]) for name in momentum):
-            # In the order in memory that its parameter has.
-            buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
-            moving[parameter] = {"momentum_buffer": buffer}
+        for name, buffer in momentum.items():
+            parameter = self.model.get_parameter(name)  # in whose order in memory it is copied
+            own = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
+            moving[parameter] = {"momentum_buffer": own}
         self.prepare()
 
     def state(self) -> dict[str, Any]:
@@ -258,12 +254,8 @@ def _line(rows: list[dict[str, Any]], epochs: int) -> str:
 def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) -> None:
     """Average BatchNorm's statistics anew, in place, over images augmented as in training."""
     place(model, machine)
-    count = min(2048, len(data.train.labels))
-    padded = data.train._replace(images=pad_for_crops(data.train.images))
-    batches = epoch_batches(data, padded, min(128, count), recipe.seed, recipe.augment)
-    some = itertools.islice(batches, max(1, count // 128))
     with machine.autocast():
-        update_bn(some, model, machine.device)
+        update_bn(augmented(data, 2048, recipe.seed, recipe.augment), model, machine.device)
 
 
 @torch.inference_mode()

@@ -384,6 +384,11 @@ def test_a_network_whose_result_was_lost_is_not_trained_again(work):
     again = result(run("res50prune.py", *NET, "--no-eval", cwd=work))
     assert again == json.loads(stored)
     assert (pruned / "model.pt").stat().st_mtime_ns == before
+    masked = ("--method", "weight", "--ratio", "0.97", "--no-eval")  # leaves idle channels
+    stored = result(run("res50prune.py", *NET, *masked, cwd=work))
+    (folder.parent / "weight-0.97/pruned/result.json").write_text("{")
+    assert result(run("res50prune.py", *NET, *masked, cwd=work)) == stored
+    assert stored["widths"] != json.loads(file.read_text())["widths"]
     file.unlink()
     other = run("main.py", *NET, *TRAIN, "--lr", "0.3", cwd=work)
     assert other.returncode == 2
