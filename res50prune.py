@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from measurement.timing import relative_latency
 from models import build, channel_groups, cost_of, costs
-from pruning import PruningConfig, Task, name_of, prune_step, resolve, sensitivity
-from pruning.allocation import select
+from pruning import PruningConfig, Task, name_of, prune_step, resolve
+from pruning.allocation import allocate, select
 from pruning.criteria import Calibration, score
 from pruning.refit import refit
 from pruning.selection import with_fast_widths
-from pruning.surgery import verify
+from pruning.surgery import cut, verify
 from utils import checkpoint as checkpoints
 from utils import cli
 from utils import run as runs
@@ -51,6 +51,7 @@ from utils.train import evaluate, recalibrate
 CHECK_IMAGES = 16
 CALIBRATION_IMAGES = 512
 SENSITIVITY_IMAGES = 2000
+RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of a group that is cut alone
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -209,7 +210,10 @@ def sensitivities(
 
         whole = accuracy(model)
         for group in tqdm(missing, "sensitivity", unit="group", disable=None):
-            drops[group.name] = sensitivity.measure(model, group, scores, accuracy, whole)
+            drops[group.name] = {  # coupled channels together; keys are text, as in JSON
+                f"{ratio:g}": whole - accuracy(cut(model, allocate([group], scores, ratio)))
+                for ratio in RATIOS
+            }
             write_json(file, {**made, "drops": drops})
         say(f"sensitivities of {len(missing)} groups written to {file}")
     return {**made, "file": str(file), "drops": {group.name: drops[group.name] for group in groups}}
@@ -220,8 +224,7 @@ def measured_drops(file: Path, made: dict[str, Any]) -> dict[str, dict[str, floa
     with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
         found = json.loads(file.read_text())
         if made.items() <= found.items():
-            whole = len(sensitivity.RATIOS)
-            return {name: drops for name, drops in found["drops"].items() if len(drops) == whole}
+            return {n: drops for n, drops in found["drops"].items() if len(drops) == len(RATIOS)}
     return {}
 
 

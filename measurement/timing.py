@@ -42,13 +42,14 @@ class Interval(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Interval":
-        """From order statistics, whatever the distribution; of five values or fewer their range.
+        """From order statistics, whatever the distribution; of seven values or fewer their range.
 
         Conover 1999, Practical Nonparametric Statistics, section 3.2, with a normal approximation.
         """
         half = 0.98 / len(values) ** 0.5
-        ends = 0.5, max(0.0, 0.5 - half), min(1.0, 0.5 + half)
-        return cls(*np.quantile(values, ends).tolist())
+        ends = max(0.0, 0.5 - half), min(1.0, 0.5 + half)
+        low, high = np.quantile(values, ends, method="inverted_cdf").tolist()
+        return cls(np.median(values).item(), low, high)
 
 
 class Times(NamedTuple):
@@ -84,8 +85,7 @@ def interleaved(calls: list[Call], device: torch.device, seconds: float = 1.0) -
     first, *others = calls
     blocks = min(MOST, max(LEAST, int(seconds / slowest / BLOCK)))
     rounds = [[(block(first), block(call)) for call in others or [first]] for _ in range(blocks)]
-    by_call = [zip(*pairs, strict=True) for pairs in zip(*rounds, strict=True)]
-    times = [Times(*map(np.array, pairs)) for pairs in by_call]
+    times = [Times(*pair) for pair in np.array(rounds).transpose(1, 2, 0, 3)]
     return [Times(times[0].first, times[0].first), *times[: len(others)]]
 
 

@@ -24,18 +24,15 @@ class Group(NamedTuple):
     stage: int  # 1-based, of `stages`; the stem counts as stage 1
     stages: int
     size: int
-    producers: tuple[Span, ...]  # convolutions: output channels
-    norms: tuple[Span, ...]  # BatchNorms behind the producers
-    passthrough: tuple[Span, ...]  # layers that work on each channel by itself, or scale it
-    consumers: tuple[Span, ...]  # convolutions and the classifier: input channels
+    producers: list[Span]  # convolutions: output channels
+    norms: list[Span]  # BatchNorms behind the producers
+    passthrough: list[Span]  # layers that work on each channel by itself, or scale it
+    consumers: list[Span]  # convolutions and the classifier: input channels
 
     @property
     def layers(self) -> list[str]:
         """Names of all layers that the group has channels in."""
         return [s.layer for s in (*self.producers, *self.norms, *self.passthrough, *self.consumers)]
-
-
-ROLES = ("producers", "norms", "passthrough", "consumers")
 
 
 class _Walk:
@@ -44,18 +41,18 @@ class _Walk:
     Activations are lists that name, for every channel, its group.
     """
 
-    def __init__(self) -> None:
-        self.groups: dict[str, dict] = {}
+    def __init__(self, stages: int) -> None:
+        self.stages = stages
+        self.groups: dict[str, Group] = {}
 
     def open(self, name: str, scope: str, stage: int, size: int) -> list[str]:
-        fields = {"name": name, "scope": scope, "stage": stage, "size": size}
-        self.groups[name] = {**fields, **{role: [] for role in ROLES}}
+        self.groups[name] = Group(name, scope, stage, self.stages, size, [], [], [], [])
         return [name] * size
 
     def note(self, role: str, layer: str, channels: list[str]) -> None:
         for group in dict.fromkeys(channels):
             own = tuple(i for i, name in enumerate(channels) if name == group)
-            self.groups[group][role].append(Span(layer, own))
+            getattr(self.groups[group], role).append(Span(layer, own))
 
     def produce(self, conv: str, bn: str, channels: list[str]) -> None:
         self.note("producers", conv, channels)
@@ -85,7 +82,8 @@ def channel_groups(spec: Spec) -> list[Group]:
     channels of the earlier stage on: they then stay one group through the later stages, beside
     the channels that are new there.
     """
-    walk, widths, plans = _Walk(), spec["widths"], block_plans(spec)
+    widths, plans = spec["widths"], block_plans(spec)
+    walk = _Walk(plans[-1].stage)
     # Where the first block has an identity shortcut, the stem writes into the residual of stage 1.
     stem = "layer1.residual" if plans[0].shortcut == "identity" else "stem.residual"
     residual = walk.open(stem, "residual", 1, widths["conv1"])
@@ -111,10 +109,4 @@ def channel_groups(spec: Spec) -> list[Group]:
             walk.note("consumers", excite, squeezed)
             walk.note("passthrough", excite, residual)
     walk.note("consumers", "fc", residual)
-    return [
-        Group(
-            stages=plans[-1].stage,
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()},
-        )
-        for fields in walk.groups.values()
-    ]
+    return list(walk.groups.values())

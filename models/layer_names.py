@@ -45,13 +45,14 @@ def name_layers(tensors: Mapping[str, Tensor], layers: Sequence[str]) -> dict[st
         raise ValueError(f"one BatchNorm outside of the blocks is wanted, behind the stem: {where}")
     names = {stems[0]: "conv1", outside.pop(): "bn1", linears[0]: "fc"}
     stage, index, before, parent = 0, 0, None, None
+    nested = len({path.rpartition(".")[0] for path in blocks}) > 1
     for path, members in blocks.items():
         own = _in_block(path, members, tensors)
         last = next(layer for layer in reversed(own) if own[layer].startswith("conv"))
         width = len(tensors[f"{last}.weight"])
         above, projects = path.rpartition(".")[0], "downsample.0" in own.values()
         # A stage is a module of its own or, in a flat list of blocks, changes the width.
-        starts = above != parent if _nested(blocks) else width != before
+        starts = above != parent if nested else width != before
         if projects and stage and not starts:
             raise ValueError(f"{path} has a projection, but is not the first block of a stage")
         stage, index = (stage + 1, 0) if starts or not stage else (stage, index + 1)
@@ -92,10 +93,6 @@ NUMBER = r"\d+|(?<=_)[a-z]$|^[a-z]$"
 
 def _numbers(name: str) -> list[int]:
     return [int(n) if n.isdigit() else ord(n) for n in re.findall(NUMBER, name)]
-
-
-def _nested(blocks: Mapping[str, list[str]]) -> bool:
-    return len({path.rpartition(".")[0] for path in blocks}) > 1
 
 
 def _blocks(

@@ -155,24 +155,14 @@ def _equal_drop_counts(
 ) -> dict[str, int]:
     """Counts at the one accuracy drop at which the fraction `ratio` of all channels goes."""
     curves = {g.name: _rising(sensitivity[g.name]) for g in groups}
-    total = sum(g.size for g in groups)
-
-    def ratios(drop: float) -> dict[str, float]:
-        return {name: float(np.interp(drop, ys, xs)) for name, (xs, ys) in curves.items()}
-
-    def removed(drop: float) -> float:
-        at = ratios(drop)
-        return sum(g.size * at[g.name] for g in groups) / total
-
-    low, high = 0.0, max(ys[-1] for _, ys in curves.values())
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if removed(middle) < ratio else (low, middle)
-    return {g.name: keep_count(g.size, ratios(high)[g.name]) for g in groups}
+    drops = np.unique([drop for rising, _ in curves.values() for drop in rising])  # the corners
+    removed = sum(g.size * np.interp(drops, *curves[g.name]) for g in groups)
+    drop = np.interp(ratio * sum(g.size for g in groups), removed, drops)
+    return {g.name: keep_count(g.size, np.interp(drop, *curves[g.name])) for g in groups}
 
 
 def _rising(drops: dict[str, float]) -> tuple[list[float], list[float]]:
-    """Ratios and drops of a curve that rises throughout, from (0, 0) to everything cut.
+    """Drops and ratios of a curve that rises throughout, from (0, 0) to everything cut.
 
     Measured drops are noisy and may fall; a tiny slope lets flat parts be inverted.
     """
@@ -181,7 +171,7 @@ def _rising(drops: dict[str, float]) -> tuple[list[float], list[float]]:
     for x, drop in [*points, (1.0, 100.0)]:
         xs.append(x)
         ys.append(max(drop, ys[-1] + 1e-3 * (x - xs[-2])))
-    return xs, ys
+    return ys, xs
 
 
 def solve(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import Group
+from models import Group, Span
 
 Scores = dict[str, Tensor]
 
@@ -33,24 +33,20 @@ class Calibration(NamedTuple):
 Criterion = Callable[[nn.Module, list[Group], Calibration], Scores]
 
 
-def filters(model: nn.Module, group: Group) -> list[Tensor]:
-    """The filters that produce the group: for each producing convolution (size, fan-in)."""
-    spans = group.producers
-    return [model.get_submodule(s.layer).weight[list(s.channels)].flatten(1) for s in spans]
-
-
 def by_filter(function: Callable[[Tensor], Tensor]) -> Criterion:
     """A criterion from scores (n,) of filters (n, fan-in); several producers add up."""
 
-    def scores(w: Tensor) -> Tensor:
-        found = function(w)
-        if found.shape != (len(w),):
-            raise ValueError(f"a criterion gives {tuple(found.shape)} scores for {len(w)} filters")
-        return found
-
     @wraps(function)  # whose docstring is the criterion's
     def criterion(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
-        return {g.name: sum(map(scores, filters(model, g))) for g in groups}
+        def scores(span: Span) -> Tensor:
+            w = model.get_submodule(span.layer).weight[list(span.channels)].flatten(1)
+            found = function(w)
+            if found.shape != (len(w),):
+                told = f"a criterion gives {tuple(found.shape)} scores for {len(w)} filters"
+                raise ValueError(told)
+            return found
+
+        return {g.name: sum(map(scores, g.producers)) for g in groups}
 
     return criterion
 

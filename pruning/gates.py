@@ -19,7 +19,7 @@ from models import Cost, Group, channel_groups, spec_of
 
 from .allocation import Kept, best, not_kept, select
 from .criteria import Calibration, Scores, score
-from .masks import cut_masks, hold_masks
+from .masks import apply_masks
 from .method import Measure, Method, Pruned, State, Task, cubic
 from .selection import as_lists, choose, first_to_go
 from .surgery import cut, mask_channels
@@ -94,11 +94,6 @@ class GatedState(State):
     dense_cost: list[int] = field(default_factory=list)  # parameters and MACs, for targets
     effects: Scores = field(default_factory=dict)  # squared, averaged over time
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> State:
-        old = ("final_ratio", "multiple")  # of an earlier version, in place of `counts`
-        return cls(**{name: value for name, value in values.items() if name not in old})
-
 
 class Gated(Method):
     """Close channels while the network trains; cut them out where the ramp ends."""
@@ -137,7 +132,7 @@ class Gated(Method):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Hold the masks; choose anew every few steps on the ramp."""
-        hold_masks(model, self.state.masks, optimizer)
+        apply_masks(model, self.state.masks, optimizer)
         start, end = self.config.ramp or RAMP
         done = (step + 1) / steps
         if self.gates and step % EVERY == 0 and start < done:
@@ -161,9 +156,11 @@ class Gated(Method):
         else:
             task = Task(Cost(*state.dense_cost), state.image_size)
             _, kept, _ = choose(model, self.config, task, share, scores, closed)
+        if not self.revives:  # a target that was met from below may ask for less than is closed
+            kept = {name: index[~before[name][index]] for name, index in kept.items()}
         self.gates.close(kept)
         state.kept |= as_lists(kept)
-        for group in self.gates.groups:
+        for group in groups:
             now = not_kept(group.size, kept[group.name])
             self.opened += int((before[group.name] & ~now).sum())
             self.closed += int((now & ~before[group.name]).sum())
@@ -187,15 +184,5 @@ class Gated(Method):
         if not self.gates or progress < (self.config.ramp or RAMP)[1]:
             return {}
         kept, self.gates = self.state.kept_channels(), None
-        self.state = self._final(model)
+        _, self.state = self.finish(model)
         return kept
-
-    def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
-        """Cut out what is closed now."""
-        if not self.state.pending:
-            return model, self.state
-        return cut(model, self.state.kept_channels()), self._final(model)
-
-    def _final(self, model: nn.Module) -> State:
-        masks = cut_masks(spec_of(model), self.state.kept_channels(), self.state.masks)
-        return self.State(self.state.kept, masks)

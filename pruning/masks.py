@@ -12,25 +12,18 @@ Masks = dict[str, Tensor]  # layer name -> bool, of the shape of its weight; Tru
 
 
 @torch.no_grad()
-def apply_masks(model: nn.Module, masks: Masks) -> None:
-    """Set the weights that are masked out to zero, in place."""
-    for name, mask in masks.items():
-        weight = model.get_submodule(name).weight
-        weight.mul_(mask.to(weight.device))
-
-
-@torch.no_grad()
-def hold_masks(model: nn.Module, masks: Masks, optimizer: torch.optim.Optimizer) -> None:
-    """Zero what the masks remove, in the weights and in their momentum.
+def apply_masks(
+    model: nn.Module, masks: Masks, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Zero what the masks remove, in place: in the weights, and in their momentum.
 
     The masks are explicit: a weight that training happens to bring to zero is not frozen.
     """
     for name, mask in masks.items():
         weight = model.get_submodule(name).weight
-        if mask.device != weight.device:
-            mask = masks[name] = mask.to(weight.device)
+        mask = masks[name] = mask.to(weight.device)  # itself, if it is there
         weight.mul_(mask)
-        momentum = optimizer.state[weight].get("momentum_buffer")
+        momentum = optimizer.state[weight].get("momentum_buffer") if optimizer else None
         if momentum is not None:
             momentum.mul_(mask)
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from models import Cost, Spec
+from models import Cost, Spec, spec_of
 
 from .allocation import Kept
 from .config import ALLOCATIONS, METHODS, PruningConfig, method_class
 from .criteria import CRITERIA, Batches
-from .masks import Masks, hold_masks
+from .masks import Masks, apply_masks, cut_masks
+from .surgery import cut
 
 Row = tuple[str, int, int, str]  # group or layer, size before, size after, why protected
 Measure = Callable[[nn.Module], tuple[float, float]]  # top-1 in percent, loss
@@ -42,8 +43,9 @@ class State:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> State:
-        """The state that `vars` described. Raises TypeError if something is missing."""
-        return cls(**values)
+        """The state that `vars` described, but for fields of other versions or methods."""
+        known = {own.name for own in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
 
     def kept_channels(self) -> Kept:
         """`kept` as indices."""
@@ -117,7 +119,7 @@ class Method:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Act after update number `step` (from 0) of `steps`."""
-        hold_masks(model, self.state.masks, optimizer)
+        apply_masks(model, self.state.masks, optimizer)
 
     def on_epoch(
         self, model: nn.Module, progress: float, rows: list[dict[str, Any]], measure: Measure
@@ -133,8 +135,15 @@ class Method:
         return {}
 
     def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
-        """The network as it would be handed over now, and its state. Changes nothing."""
-        return model, self.state
+        """The network as it would be handed over now, and its state. Changes nothing.
+
+        While the pruning is pending, that is without the channels that are not kept now.
+        """
+        if not self.state.pending:
+            return model, self.state
+        kept = self.state.kept_channels()
+        masks = cut_masks(spec_of(model), kept, self.state.masks)
+        return cut(model, kept), self.State(self.state.kept, masks)
 
 
 @dataclass
@@ -170,10 +179,6 @@ class Record:
         """What `as_dict` described. Raises KeyError or TypeError if something is missing."""
         own = {key: content[key] for key in ("ratio", "dense", "share_cut")}
         steps = [PruningConfig.from_dict(step) for step in content["steps"]]
-        state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
-        if steps[-1].method in METHODS:
-            return cls(steps, **own, state=method_class(steps[-1]).State.from_dict(state))
         # Of a plugin that is not here: enough to know the network, not to go on with the pruning.
-        names = {known.name for known in fields(State)}
-        state = {name: value for name, value in state.items() if name in names}
-        return cls(steps, **own, state=State.from_dict(state))
+        kind = method_class(steps[-1]).State if steps[-1].method in METHODS else State
+        return cls(steps, **own, state=kind.from_dict(content))

@@ -33,7 +33,8 @@ def refit(model: nn.Module, slim: nn.Module, kept: Kept, batches: Batches) -> No
         if old.weight.dim() > 1 and old.weight.shape[1] != new.weight.shape[1]:
             squares, products = _sums(old, new, lambda: _pass(model, slim, batches))
             size = len(squares)
-            squares += RIDGE * squares.diagonal().mean() * torch.eye(size).to(squares)
+            ridge = RIDGE * squares.diagonal().mean().clamp_min(1e-12)  # inputs may all be zero
+            squares += ridge * torch.eye(size).to(squares)
             solved = torch.linalg.solve(squares, products[outputs[f"{name}.outputs"]].T).T
             new.weight.copy_(solved.view_as(new.weight))
     update_bn(batches(), slim)

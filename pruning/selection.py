@@ -64,8 +64,6 @@ def choose(
 
     def at(ratio: float | Sequence[float]) -> Kept:
         kept = allocate(groups, worth, ratio, config.allocation, limits, task.sensitivity)
-        if worth is scores:
-            return kept
         return {name: best(scores[name], len(index)) for name, index in kept.items()}
 
     def left(name: str, ratio: float | Sequence[float]) -> float:

@@ -15,20 +15,15 @@ DIMENSION = {"producers": 0, "norms": 0, "passthrough": 0, "consumers": 1}
 
 
 def _survivors(groups: list[Group], kept: Kept) -> dict[tuple[str, int], list[int]]:
-    """For every (layer, dimension) that loses channels, the indices that stay."""
-    lost: dict[tuple[str, int], set[int]] = {}
-    sizes: dict[tuple[str, int], int] = {}
+    """For every (layer, dimension) that channels of groups are in, the indices that stay."""
     _check(groups, kept)
+    stays: dict[tuple[str, int], list[int]] = {}
     for group in groups:
-        stays = kept[group.name].tolist() if group.name in kept else range(group.size)
-        gone = set(range(group.size)) - set(stays)
+        own = kept[group.name].tolist() if group.name in kept else range(group.size)
         for role, dim in DIMENSION.items():
             for layer, channels in getattr(group, role):
-                lost.setdefault((layer, dim), set()).update(channels[i] for i in gone)
-                sizes[layer, dim] = sizes.get((layer, dim), 0) + len(channels)
-    return {
-        key: [c for c in range(sizes[key]) if c not in gone] for key, gone in lost.items() if gone
-    }
+                stays.setdefault((layer, dim), []).extend(channels[i] for i in own)
+    return {key: sorted(index) for key, index in stays.items()}
 
 
 def _check(groups: list[Group], kept: Kept) -> None:
@@ -47,17 +42,16 @@ def cut_spec(spec: Spec, kept: Kept, groups: list[Group] | None = None) -> Spec:
     """The spec after removing all channels but the kept ones.
 
     Groups that `kept` does not name stay whole. `groups` are all of the spec, from a caller that
-    has them. Raises ValueError for a group that does not
-    exist, that would be emptied, or whose indices are out of range.
+    has them. Raises ValueError for a group that does not exist, that would be emptied, or whose
+    indices are out of range.
     """
     survivors = _survivors(groups or channel_groups(spec), kept)
-    widths = {n: len(survivors.get((n, 0), range(w))) for n, w in spec["widths"].items()}
+    widths = {name: len(survivors[name, 0]) for name in spec["widths"]}
     pads = dict(spec["pads"])
     for plan in block_plans(spec):
         if plan.shortcut == "pad":
             name, last = f"{plan.name}.downsample", f"{plan.name}.{plan.convs[-1].name}"
-            stays = survivors.get((last, 0), range(spec["widths"][last]))
-            pads[name] = sum(channel < pads[name] for channel in stays)
+            pads[name] = sum(channel < pads[name] for channel in survivors[last, 0])
     return {**spec, "widths": widths, "pads": pads}
 
 

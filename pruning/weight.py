@@ -16,7 +16,7 @@ from models import channel_groups, spec_of
 
 from .allocation import Kept, keep_count, matches
 from .config import PruningConfig
-from .masks import Masks, apply_masks, cut_masks, hold_masks
+from .masks import Masks, apply_masks, cut_masks
 from .method import Method, Pruned, Row, State, Task, cubic
 from .surgery import cut
 
@@ -195,7 +195,7 @@ class Weight(Method):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         """Follow the gradual schedule, if there is one, and hold the masks."""
-        hold_masks(model, self.state.masks, optimizer)
+        apply_masks(model, self.state.masks, optimizer)
         due = step % max(1, steps // GRADUAL_UPDATES) == 0 or step + 1 == steps
         if self.state.pending and due:
             start, end = self.config.ramp or RAMP
@@ -203,7 +203,7 @@ class Weight(Method):
             ratio, earlier = share * self.config.ratio, self.state.start
             masks = masks_for(model, self.state.layers, ratio, self.config, earlier)
             self.state.masks = earlier | masks
-            hold_masks(model, self.state.masks, optimizer)
+            apply_masks(model, self.state.masks, optimizer)
 
     def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
         """Cut out the idle channels; that can make others idle, so until none is left.

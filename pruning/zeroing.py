@@ -19,7 +19,6 @@ from models import Group, channel_groups, spec_of
 
 from .allocation import Kept, Limits, allocate, not_kept, select
 from .criteria import Calibration, normalize_scores, score
-from .masks import cut_masks
 from .method import FILTER_FLAGS, Measure, Method, Pruned, State, Task
 from .selection import as_lists, choose
 from .surgery import cut, mask_channels
@@ -106,9 +105,12 @@ class Zeroing(Method):
         self.state = SoftState(everything, dict(task.masks), True, ratio, multiple)
         return Pruned(model, cut(model, kept), mask_channels(model, kept), ratio, rows)
 
+    def on_start(self, model: nn.Module) -> None:
+        self.groups = channel_groups(spec_of(model))
+
     def on_gradients(self, model: nn.Module) -> None:
         if self.state.pending:
-            tame_gradients(model, channel_groups(spec_of(model)), self.state.kept)
+            tame_gradients(model, self.groups, self.state.kept)
 
     def on_epoch(
         self, model: nn.Module, progress: float, rows: list[dict[str, Any]], measure: Measure
@@ -117,7 +119,7 @@ class Zeroing(Method):
         if not self.state.pending:
             return {}
         uncut_top1, _ = measure(model)
-        groups, _ = select(channel_groups(spec_of(model)), self.config.skip, self.config.scope)
+        groups, _ = select(self.groups, self.config.skip, self.config.scope)
         scores = score(model, groups, self.config.criterion, Calibration(self.config.seed))
         kept = self._choose(groups, scores, SCHEDULES[self.config.schedule](progress))
         zero_filters(model, groups, kept)
@@ -129,13 +131,13 @@ class Zeroing(Method):
         past.append(chosen)
         if progress == 1:
             for row, choice in zip(rows, past, strict=False):
-                row["overlap"] = _overlap(choice, chosen)
+                row["overlap"] = (~choice & ~chosen).sum().item() / max(1, (~chosen).sum().item())
         return {
             "pruned_ratio": 1 - chosen.float().mean().item(),
             "threshold": _threshold(scores, kept),
             "flipped": int((chosen != before).sum()),
             "regrown": int((chosen & ~before).sum()),
-            "overlap": 1.0,  # with the final choice; known, and filled in, at the end
+            "overlap": 1.0,  # of what is cut in the end, the share chosen now: known at the end
             "top1_unmasked": uncut_top1,
         }
 
@@ -147,20 +149,6 @@ class Zeroing(Method):
             scores = normalize_scores(scores, config.criterion)
         limits = Limits(config.min_keep, self.state.multiple)
         return allocate(groups, scores, ratio, config.allocation, limits)
-
-    def finish(self, model: nn.Module) -> tuple[nn.Module, State]:
-        """Cut out what is zeroed now."""
-        if not self.state.pending:
-            return model, self.state
-        kept = self.state.kept_channels()
-        masks = cut_masks(spec_of(model), kept, self.state.masks)
-        return cut(model, kept), SoftState(self.state.kept, masks)
-
-
-def _overlap(choice: Tensor, final: Tensor) -> float:
-    """Of the channels pruned in the end, the share that was pruned then."""
-    gone = ~final
-    return (~choice & gone).sum().item() / max(1, gone.sum().item())
 
 
 def _threshold(scores: dict[str, Tensor], kept: Kept) -> float | None:

@@ -45,7 +45,7 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     figures = {
         FIRST[0]: against(trained, *time, "top-1 %", "top1"),
         FIRST[1]: against(trained, *macs, "top-1 %", "top1"),
-        "Speedup against MACs": speedup(against(shown, *macs, time[0], "measured_speedup")),
+        "Speedup against MACs": against(shown, *macs, time[0], "measured_speedup"),
         "Training from scratch": curves([c for c in cells if c not in tuned], "top1", "top-1 %"),
     }
     for amount in dict.fromkeys(cell.identity.amount for cell in tuned):
@@ -73,14 +73,9 @@ def against(
         spread = [c.spread(key) or 0 for c in alike]
         lines.append((alike[0].identity, name, xs, [c.mean(key) for c in alike], spread))
     figure = draw(x, y, lines)
-    _gains(figure.axes[0], "x")
-    return figure
-
-
-def speedup(figure: Figure | None) -> Figure | None:
-    """The figure, with gains on both axes, and a line where both are the same."""
-    if figure:
-        (axes,) = figure.axes
+    (axes,) = figure.axes
+    _gains(axes, "x")
+    if key != "top1":  # a gain, too: the line is where both are the same
         _gains(axes, "y")
         axes.axline((1, 1), (2, 2), color=GRAY, lw=0.8, ls=":")
     return figure

@@ -123,6 +123,23 @@ def test_a_target_is_met_where_the_ramp_ends(allocation):
     assert 0 < rows[0]["pruned_ratio"] < rows[1]["pruned_ratio"]
 
 
+def test_what_l1_closes_on_the_way_to_a_target_stays_closed():
+    """Also where whole channels left a little less than the last target, and the next asks less."""
+    spec = new_spec(20, 10, width=8)
+    torch.manual_seed(0)
+    model = lively(spec)
+    method = set_up(model, target_macs=0.4, gradual=True, ramp=(0.0, 1.0))
+    optimizer, steps = torch.optim.SGD(model.parameters()), 60 * EVERY
+    for step in range(0, steps, EVERY):
+        for parameter in model.parameters():  # in place of learning
+            parameter.data *= 1 + 0.1 * torch.randn_like(parameter)
+        method.on_step(model, optimizer, step, steps)
+    row = method.on_epoch(model, 1.0, [], None)
+    assert row["regrown"] == 0 < row["flipped"]
+    slim, _ = method.finish(model)
+    assert cost_of(spec_of(slim)).macs / cost_of(spec).macs == pytest.approx(0.4, abs=0.02)
+
+
 @pytest.mark.parametrize("allocation", ["layer", "global", "cost"])
 def test_a_ramp_closes_what_a_cut_at_once_removes_while_nothing_is_learned(allocation):
     model = lively(new_spec(20, 10))

@@ -58,3 +58,15 @@ def test_a_refit_network_is_nearer_to_the_original():
 def test_a_repair_needs_images():
     with pytest.raises(ValueError, match="--refit needs training images"):
         prune(build(new_spec(20, 10, width=2)), 12, ratio=0.5, refit=True)
+
+
+def test_a_repair_stands_inputs_that_are_all_zero():
+    model = lively(new_spec(20, 10, width=8))
+    group = next(g for g in channel_groups(spec_of(model)) if g.name == "layer1.0.conv1")
+    with torch.no_grad():
+        model.layer1[0].bn1.weight.zero_()
+        model.layer1[0].bn1.bias.fill_(-1)  # behind the ReLU nothing is left
+    kept = {group.name: torch.arange(4)}
+    slim = cut(model, kept)
+    refit(model, slim, kept, images)
+    assert all(tensor.isfinite().all() for tensor in slim.state_dict().values())

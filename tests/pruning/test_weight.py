@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from models import build, new_spec, spec_of
 from pruning import METHODS, resolve
-from pruning.masks import apply_masks, cut_masks, hold_masks
+from pruning.masks import apply_masks, cut_masks
 from pruning.surgery import logit_difference
 from pruning.weight import cubic, masks_for, pattern_masks, weight_layers
 from tests.conftest import lively
@@ -182,5 +182,5 @@ def test_masks_are_cut_with_their_weights():
 def test_holding_masks_without_any_is_nothing():
     model = build(SPEC)
     before = model.conv1.weight.clone()
-    hold_masks(model, {}, torch.optim.SGD(model.parameters()))
+    apply_masks(model, {}, torch.optim.SGD(model.parameters()))
     assert torch.equal(model.conv1.weight, before)

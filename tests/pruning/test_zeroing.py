@@ -12,6 +12,7 @@ def set_up(model, ratio, **given):
     config = resolve({"method": "soft", "ratio": ratio, "schedule": "asymptotic", **given})
     method = METHODS["soft"].variant(config.schedule)(config)
     method.prune(model, Task(cost_of(spec_of(model))))
+    method.on_start(model)
     return method
 
 
