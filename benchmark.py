@@ -80,10 +80,10 @@ class Plan(Options):
     batch_size: tuple[int, ...] = option(
         (128,), "batch sizes besides 1 (default: 128); the best counts", int, "[1, 1e9]", nargs="+"
     )
-    seconds: float = option(2.0, "time at each batch size, of the slowest", float, "[0, 1e9]")
+    seconds: float = option(2.0, "for the slowest network, each batch size", float, "[0, 1e9]")
     profile: bool = option(False, "time and operators by torch.profiler, in eager and fused", bool)
     layers: bool = option(False, "shape, cost and time of every layer", bool)
-    no_memory: bool = option(False, "without the peak memory", bool)
+    no_memory: bool = option(False, "skip the peak memory", bool)
 
 
 def build_parser() -> argparse.ArgumentParser:

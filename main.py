@@ -8,8 +8,9 @@
 
 Writes model.pt, metrics.jsonl and result.json into runs/<dataset>/<arch><depth>/seed<k>/baseline
 and prints the result as one JSON line. Called again it goes on where it was interrupted, or
-prints the result again. With --method it prunes while it trains. With --like it trains the
-architecture of a pruned network from scratch: the control that pruning has to beat.
+prints the result again. With --method it prunes while it trains, in <method>-<amount>/scratch.
+With --like it trains the shape of a pruned network from scratch, in <method>-<amount>/like: the
+control that pruning has to beat.
 """
 
 import utils.early  # noqa: F401
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_run_flags(p)
     add = p.add_argument_group("control").add_argument
     add("--like", type=Path, metavar="CKPT", help="pruned network whose shape is trained anew")
-    told = "with --like: the epochs (default) or the FLOPs of the dense network"
+    told = "with --like: the epochs (default) or the FLOPs of the dense network's training"
     add("--budget", choices=("epochs", "flops"), default="epochs", help=told)
     cli.add_pruning_flags(p)
     cli.add_training_flags(p)

@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", type=Path, metavar="CKPT", help="network to prune (default: the baseline)")
     cli.add_pruning_flags(p)
     add = p.add_argument_group("measurement").add_argument
-    add("--no-eval", action="store_true", help="no accuracy")
+    add("--no-eval", action="store_true", help="skip the accuracy")
     told = "only what cutting each group alone costs on training images, and a heat map of it"
     add("--sensitivity", action="store_true", help=told)
     cli.add_flags(p, PruningConfig, "batch_size")

@@ -95,7 +95,7 @@ class PruningConfig(Options):
     allocation: str = option("layer", ALLOCATION, str, ALLOCATIONS)
     skip: tuple[str, ...] = option((), "layers to leave whole", nargs="+", metavar="NAME")
     min_keep: float = option(
-        1.0, "least channels kept: a number, or a fraction (default: 1; not by layer: 0.1)", float
+        1.0, "fewest channels left, or their fraction (default: 0.1; layer, search: 1)", float
     )
     round_to: int | None = option(
         None, "multiple of widths (default: 16 for a target in wide networks)", int, "[1, 1e9]"

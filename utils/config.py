@@ -32,10 +32,11 @@ def _cosine(t: float) -> float:
 
 DATA = "folder of the images (default: that of the input, or data)"
 RESIZE = "what becomes of images that are not square; crop: their middle is kept"
-CLASS_ORDER = "of folders named by numbers (default: strings, as in torchvision)"
-MEAN = "of pixels in [0, 1], to normalize them (default: the training images')"
+CLASS_ORDER = "order of folders named by numbers (default: strings, as in torchvision)"
+MEAN = "mean of the pixels, in [0, 1], to normalize them (default: the training images')"
+STD = "standard deviation of the pixels, likewise"
 STEM = "kernel, stride and max-pool before the first block; imagenet: 7x7s2-pool"
-KEY = "of a file from elsewhere: which weights in it, if there are several"
+KEY = "which weights of a file from elsewhere, if it holds several"
 RECALIBRATE = "average BatchNorm's statistics anew before training"
 RGB = {"nargs": 3, "metavar": ("R", "G", "B")}
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -49,8 +50,8 @@ class RunConfig(Options):
     force: bool = option(False, "fresh start, whatever the run folder holds", bool)
     data: Path | None = option(None, DATA, Path)
     device: str = option("auto", "device to compute on", metavar="auto|cpu|cuda")
-    threads: int | None = option(None, "CPU threads (default: all)", int, "[1, 1024]")
-    precision: str = option("auto", "auto: bf16 where that is faster", str, PRECISIONS)
+    threads: int | None = option(None, "CPU threads (default: all allowed)", int, "[1, 1024]")
+    precision: str = option("auto", "auto: bf16 where the processor has it", str, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,15 @@ class NetworkConfig(Options):
     width: int | None = option(None, "channels of stage 1 (default: 64 or 16)", int, "[1, 1e4]")
     shortcut: str | None = option(None, "A, A-end: zeros; B: 1x1 (default: B or A)", str, SHORTCUTS)
     stem: str = option("cifar", STEM, str, tuple(STEMS))
-    stride: str = option("3x3", "which convolution of a bottleneck has it", str, STRIDES)
+    stride: str = option("3x3", "which convolution of a bottleneck downsamples", str, STRIDES)
     blocks: tuple[int, ...] | None = None  # per stage, where not usual for the depth
     key: str | None = option(None, KEY, metavar="NAME")
-    bn_eps: float | None = option(None, "of its BatchNorms (default: 1e-5)", float, "(0, 1]")
+    bn_eps: float | None = option(None, "eps of the BatchNorms (default: 1e-5)", float, "(0, 1]")
     resize: str = option("squash", RESIZE, str, RESIZES)
     class_order: str | None = option(None, CLASS_ORDER, str, CLASS_ORDERS)
     folder: str | None = None  # where the images of dataset "folder" are: they are its identity
     mean: tuple[float, ...] | None = option(None, MEAN, float, "[0, 1]", **RGB)
-    std: tuple[float, ...] | None = option(None, "likewise", float, "(0, 1]", **RGB)
+    std: tuple[float, ...] | None = option(None, STD, float, "(0, 1]", **RGB)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,11 +112,11 @@ class Recipe(Options):
     batch_size: int = option(128, "images of a step, in all", int, "[2, 1e9]")
     lr: float = option(0.1, "peak learning rate", float, "(0, 1e9]")
     lr_schedule: str = option("onecycle", "course of the learning rate", within=tuple(LR_SCHEDULES))
-    lr_start: float = option(0.0, "start of the schedule, as a fraction to skip", float, "[0, 1)")
+    lr_start: float = option(0.0, "fraction of the schedule to skip at its start", float, "[0, 1)")
     momentum: float = option(0.9, "Nesterov momentum", float, "[0, 1]")
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", float, "[0, 1e9]")
     label_smoothing: float = option(0.1, "0 for none", float, "[0, 1]")
-    augment: str = option("crop-flip", "of the training images", str, AUGMENTATIONS)
+    augment: str = option("crop-flip", "augmentation of the training images", str, AUGMENTATIONS)
     eval_every: int = option(1, "epochs between two looks at the test images", int, "[1, 1e9]")
     compile: bool = option(False, "torch.compile for the network", bool)
     teacher: str | None = None  # hash of the checkpoint whose logits are distilled

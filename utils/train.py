@@ -16,7 +16,7 @@ from tqdm import tqdm
 from models import build, spec_of
 from pruning import Method, Record, State
 from pruning.allocation import Kept
-from pruning.surgery import cut, cut_tensors
+from pruning.surgery import cut, cut_tensors, mask_channels, verify
 
 from .checkpoint import CheckpointError
 from .config import LR_SCHEDULES, Recipe
@@ -26,6 +26,7 @@ from .log import say
 from .run import Outcome, Run
 
 EVAL_BATCH = 250
+CHECKED = 16  # images that a cut is checked on
 SAVED = ("model", "optimizer", "schedule")
 CHECK_EVERY = 50  # steps between looks at the loss: each one waits for the device
 
@@ -110,7 +111,7 @@ def fit(
         progress = (epoch + 1) / recipe.epochs
         told = method.on_epoch(training.model, progress, rows, measure)
         if kept := method.to_cut(training.model, progress):
-            training.cut(kept)
+            training.cut(kept, normalize(data.train.images[:CHECKED], data.mean, data.std))
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
             row["top1"], row["loss"] = measure(finish()[0])
         values = training.model.state_dict().values()
@@ -158,12 +159,20 @@ class _Training:
         if world_size() > 1:
             self.forward = DistributedDataParallel(self.forward)
 
-    def cut(self, kept: Kept) -> None:
-        """Cut channels out of the network and of its momentum; the schedule goes on."""
+    def cut(self, kept: Kept, x: Tensor) -> None:
+        """Cut channels out of the network and of its momentum; the schedule goes on.
+
+        Raises RuntimeError if the cut network computes something else for the images `x`.
+        """
         spec, moving = spec_of(self.model), self.optimizer.state
         buffers = {n: moving[p].get("momentum_buffer") for n, p in self.model.named_parameters()}
         momentum = cut_tensors(spec, kept, {n: b for n, b in buffers.items() if b is not None})
-        self.model = place(cut(self.model, kept), self.machine)
+        weights = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        whole = build(spec, weights)  # without gates
+        slim = cut(whole, kept)
+        difference, largest = verify(mask_channels(whole, kept), slim, x)
+        say(f"cut; largest logit difference {difference:.2e} (largest logit {largest:.1f})")
+        self.model = place(slim, self.machine)
         self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
         moving.clear()
         for name, buffer in momentum.items():

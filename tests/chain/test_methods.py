@@ -82,7 +82,9 @@ def test_soft_from_scratch(work):
 @pytest.mark.parametrize("method", ["l1", "weight"])
 def test_pruning_in_one_training_is_gradual(work, method):
     flags = ["--method", method, "--ratio", "0.5", "--epochs", "4"]
-    output = result(run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work))
+    process = run("main.py", *NET, *DATA, *TRAIN, *flags, cwd=work)
+    output = result(process)
+    assert ("cut; largest logit difference" in process.stderr) == (method == "l1")
     assert f"{method}-0.5-gradual/scratch" in output["checkpoint"]
     assert output["pruning"][0]["gradual"]
     assert output["nonzero_params"] < 0.75 * output["dense_params"]
