@@ -18,6 +18,7 @@ import utils.early  # noqa: F401
 import argparse
 import contextlib
 import json
+import math
 import time
 from dataclasses import asdict
 from functools import partial
@@ -34,21 +35,20 @@ from pruning.allocation import allocate, select
 from pruning.criteria import Calibration, score
 from pruning.refit import refit
 from pruning.selection import with_fast_widths
-from pruning.surgery import cut, verify
+from pruning.surgery import cut
 from utils import checkpoint as checkpoints
 from utils import cli
 from utils import run as runs
 from utils.checkpoint import Checkpoint, CheckpointError
 from utils.config import Recipe, RunConfig, fill
-from utils.data import Data, normalize, sample
+from utils.data import Data, sample
 from utils.device import Machine, place, prepare
 from utils.doubts import warn
 from utils.files import write_json
 from utils.log import say, table
 from utils.run import Outcome, Run
-from utils.train import evaluate, recalibrate
+from utils.train import check, evaluate, recalibrate
 
-CHECK_IMAGES = 16
 CALIBRATION_IMAGES = 512
 SENSITIVITY_IMAGES = 2000
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of a group that is cut alone
@@ -127,8 +127,7 @@ def prune(
     pruned, record = prune_step(model, step, task, parent.pruning)
     pruning_seconds = time.perf_counter() - pruning_start
     say(table(("group", "before", "after", "protected by"), pruned.rows))
-    x = normalize(data.train.images[:CHECK_IMAGES], data.mean, data.std)
-    difference, largest = verify(pruned.reference, pruned.network, x)
+    difference = check(pruned.reference, pruned.network, data)
     if step.refit:
         refit(model, pruned.network, record.state.kept_channels(), batches)
     before, after = costs(model, size), costs(pruned.network, size)
@@ -137,7 +136,6 @@ def prune(
     removed = before["params"] - after["nonzero_params"]
     if not (removed or record.state.pending) and pruned.ratio:
         raise ValueError("nothing is removed: --min-keep, --round-to or --skip keep it all")
-    say(f"largest logit difference {difference:.2e} (largest logit {largest:.1f})")
 
     measured = {"top1": None, "loss": None, "top1_before": None}
     if not run.identity["no_eval"]:
@@ -224,7 +222,12 @@ def measured_drops(file: Path, made: dict[str, Any]) -> dict[str, dict[str, floa
     with contextlib.suppress(Exception):  # missing, damaged, whatever it is: measured again
         found = json.loads(file.read_text())
         if made.items() <= found.items():
-            return {n: drops for n, drops in found["drops"].items() if len(drops) == len(RATIOS)}
+            ratios = {f"{ratio:g}" for ratio in RATIOS}
+            return {
+                name: drops
+                for name, drops in found["drops"].items()
+                if drops.keys() == ratios and all(map(math.isfinite, drops.values()))
+            }
     return {}
 
 

@@ -18,12 +18,14 @@ case ${1:-} in
     -* | "") ;;
     *) fail "$1: neither train nor a flag of main.py" ;;
 esac
-[[ ${ROUND_TO:-1} =~ ^[1-9][0-9]*$ ]] || fail "ROUND_TO=$ROUND_TO is no whole number"
+[[ ${ROUND_TO:-1} =~ ^[1-9][0-9]*$ ]] || fail "ROUND_TO=$ROUND_TO is no number from 1 on"
 source "$here/setup.sh"
 setup requirements.txt requirements-deploy.txt
 bench=${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 openvino-int8}
-parse='import sys, benchmark; sys.argv[0] = "BENCH"; benchmark.build_parser().parse_args()'
-(cd "$here" && python -c "$parse" "$here" $bench)  # a wrong flag is told now, not after minutes
+# Wrong flags are told now, not after minutes.
+check='import sys; sys.argv[0] = "BENCH"; import benchmark as b; from utils import cli
+cli.run_script(b.build_parser, lambda args: {"plan": str(b.fill(b.Plan, vars(args)))}, str)'
+[ $part = train ] || (cd "$here" && python -c "$check" "$here" $bench) >/dev/null
 
 name=${*:---depth 50} work=speed/${name//[^[:alnum:]_]/}
 images="--train-images 64"

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from thop import profile as thop
 
 SPEEDUPS = ("latency_speedup", "measured_speedup")  # at batch 1 and at the best
+KEPT = {"sha256", "reference", "machine", "engine", "precision", "remarks", *SPEEDUPS}
 BUSY = 1.2  # ratio of the ends of a speedup's interval, on a machine that has other things to do
 DRIFT = 1.5  # p90 / p10 of a time, on a machine that changes its speed
 
@@ -213,17 +214,17 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that stay beside a new one, but for damaged ones. Raises OSError."""
 
     def stays(row: dict[str, Any]) -> bool:
-        other = any(row.get(key) != new[key] for key in ("engine", "machine"))
+        other = any(row[key] != new[key] for key in ("engine", "machine"))
         better = any(new[doubt] and not row.get(doubt) for doubt in ("busy", "drifted"))
-        return row.get("sha256") == new["sha256"] and (other or better)
+        return row["sha256"] == new["sha256"] and (other or better)
 
     if not file.exists():
         return []
     try:
         rows = list(json.loads(file.read_text()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         rows = [None]
-    sound = [row for row in rows if isinstance(row, dict)]
+    sound = [row for row in rows if isinstance(row, dict) and row.keys() >= KEPT]
     if len(sound) < len(rows):
         say(f"{file}: damaged; {len(rows) - len(sound)} of its rows are gone")
     return list(filter(stays, sound))

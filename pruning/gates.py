@@ -19,7 +19,7 @@ from models import Cost, Group, channel_groups, spec_of
 
 from .allocation import Kept, best, not_kept, select
 from .criteria import Calibration, Scores, score
-from .masks import apply_masks
+from .masks import apply_masks, cut_masks
 from .method import Measure, Method, Pruned, State, Task, cubic
 from .selection import as_lists, choose, first_to_go
 from .surgery import cut, mask_channels
@@ -184,5 +184,5 @@ class Gated(Method):
         if not self.gates or progress < (self.config.ramp or RAMP)[1]:
             return {}
         kept, self.gates = self.state.kept_channels(), None
-        _, self.state = self.finish(model)
+        self.state = self.State(self.state.kept, cut_masks(spec_of(model), kept, self.state.masks))
         return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -143,7 +143,7 @@ class Method:
             return model, self.state
         kept = self.state.kept_channels()
         masks = cut_masks(spec_of(model), kept, self.state.masks)
-        return cut(model, kept), self.State(self.state.kept, masks)
+        return cut(model, kept), replace(self.state, masks=masks, pending=False)
 
 
 @dataclass
@@ -181,4 +181,5 @@ class Record:
         steps = [PruningConfig.from_dict(step) for step in content["steps"]]
         # Of a plugin that is not here: enough to know the network, not to go on with the pruning.
         kind = method_class(steps[-1]).State if steps[-1].method in METHODS else State
-        return cls(steps, **own, state=kind.from_dict(content))
+        state = {k: v for k, v in content.items() if k not in {"method", "steps", *own}}
+        return cls(steps, **own, state=kind.from_dict(state))

@@ -132,6 +132,7 @@ class Zeroing(Method):
         if progress == 1:
             for row, choice in zip(rows, past, strict=False):
                 row["overlap"] = (~choice & ~chosen).sum().item() / max(1, (~chosen).sum().item())
+            self.state.history = []
         return {
             "pruned_ratio": 1 - chosen.float().mean().item(),
             "threshold": _threshold(scores, kept),

@@ -196,8 +196,8 @@ def load_file(path: str | Path, advice: str = "make it again") -> Any:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # guesses about what is no checkpoint
             return torch.load(file, map_location="cpu", weights_only=True)
-    except ImportError:
-        raise CheckpointError(f"{file}: reading it needs `pip install safetensors`") from None
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{file}: reading it needs `pip install {error.name}`") from None
     except PermissionError as error:
         raise CheckpointError(f"{file}: {error.strerror}") from None
     except Exception as error:  # a damaged file makes torch stumble anywhere

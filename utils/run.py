@@ -244,7 +244,7 @@ class Run(contextlib.AbstractContextManager):
         # A finished stage is read without the lock: a process with --force may hold it just now.
         with contextlib.suppress(OSError, CheckpointError):
             if (self.folder / "result.json").is_file():
-                result = self._finished()
+                result = self._finished(held=False)
                 if result and not self.resume.exists():
                     return result
         try:
@@ -261,15 +261,16 @@ class Run(contextlib.AbstractContextManager):
             raise OSError(f"{self.folder}: {message}") from None
         for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
             left_over.unlink()
-        result = self._finished()
+        result = self._finished(held=True)
         if result:
             self.resume.unlink(missing_ok=True)  # killed just before it was removed
         return result
 
-    def _finished(self) -> dict[str, Any] | None:
+    def _finished(self, held: bool) -> dict[str, Any] | None:
         """The result of the stage, if it is done and need not be done again.
 
-        The checkpoint tells it; result.json is written anew where it is lost, damaged or old.
+        The checkpoint tells it; result.json is written anew where it is lost, damaged or old, if
+        the folder is `held`.
         """
         file, known = self.folder / "result.json", {}
         if self._force or not self.model.is_file():
@@ -290,8 +291,13 @@ class Run(contextlib.AbstractContextManager):
             raise CheckpointError(f"{self.model}: {problem}")
         self._compare(checkpoint.history[-1]["arguments"])
         result = self._tell(checkpoint) | {"sha256": checkpoint.sha256}
-        result.setdefault("widths", known.get("widths", checkpoint.spec["widths"]))  # older files
+        if "widths" not in result:  # of an older file
+            if checkpoint.pending and "widths" not in known:
+                return None  # it does not tell what it will be
+            result["widths"] = known.get("widths", checkpoint.spec["widths"])
         if result != {**known, "checkpoint": result["checkpoint"]}:  # the folder may have moved
+            if not held:
+                return None
             with contextlib.suppress(OSError):
                 write_json(file, result)
         return result

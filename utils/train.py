@@ -106,22 +106,27 @@ def fit(
         drawn = (recipe.seed * 1_000_003 + epoch, recipe.augment, slice(rank(), None, world_size()))
         batches = epoch_batches(data, images, batch_size, *drawn)
         loss, top1 = training.epoch(batches, f"epoch {epoch + 1}")
+        if not all(v.isfinite().all() for v in training.model.state_dict().values()):
+            told = f"weights NaN or infinite after epoch {epoch + 1}"
+            raise Diverged(f"{told}; try a lower --lr, with --force")
         row = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_top1": top1}
         row["images_per_second"] = steps * batch_size / (time.perf_counter() - start)
         progress = (epoch + 1) / recipe.epochs
         told = method.on_epoch(training.model, progress, rows, measure)
         if kept := method.to_cut(training.model, progress):
-            training.cut(kept, normalize(data.train.images[:CHECKED], data.mean, data.std))
+            training.cut(kept, data)
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
             row["top1"], row["loss"] = measure(finish()[0])
-        values = training.model.state_dict().values()
-        if not (math.isfinite(row.get("loss", 0)) and all(v.isfinite().all() for v in values)):
-            told = f"weights or test loss NaN or infinite after epoch {epoch + 1}"
-            raise Diverged(f"{told}; try a lower --lr, with --force")
+            if not math.isfinite(row["loss"]):
+                message = f"the test loss is NaN or infinite after epoch {epoch + 1}"
+                raise Diverged(f"{message}; try a lower --lr, with --force")
         row |= {**told, "seconds": time.perf_counter() - start}
         rows.append(row)
         run.save_state({**training.state(), "images": seen}, rows)
         say(_line(rows, recipe.epochs))
+    slim, state = method.finish(training.model)
+    if state.kept and slim is not training.model:  # before BatchNorm is recalibrated
+        check(mask_channels(training.on_cpu(), state.kept_channels()), slim, data)
     return Trained(*finish(), rows)
 
 
@@ -159,19 +164,22 @@ class _Training:
         if world_size() > 1:
             self.forward = DistributedDataParallel(self.forward)
 
-    def cut(self, kept: Kept, x: Tensor) -> None:
+    def on_cpu(self) -> nn.Module:
+        """The network as it is now, on the CPU and without gates."""
+        weights = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        return build(spec_of(self.model), weights)
+
+    def cut(self, kept: Kept, data: Data) -> None:
         """Cut channels out of the network and of its momentum; the schedule goes on.
 
-        Raises RuntimeError if the cut network computes something else for the images `x`.
+        Raises RuntimeError if the cut network computes something else for training images.
         """
         spec, moving = spec_of(self.model), self.optimizer.state
         buffers = {n: moving[p].get("momentum_buffer") for n, p in self.model.named_parameters()}
         momentum = cut_tensors(spec, kept, {n: b for n, b in buffers.items() if b is not None})
-        weights = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
-        whole = build(spec, weights)  # without gates
+        whole = self.on_cpu()
         slim = cut(whole, kept)
-        difference, largest = verify(mask_channels(whole, kept), slim, x)
-        say(f"cut; largest logit difference {difference:.2e} (largest logit {largest:.1f})")
+        check(mask_channels(whole, kept), slim, data)
         self.model = place(slim, self.machine)
         self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
         moving.clear()
@@ -258,6 +266,18 @@ def _line(rows: list[dict[str, Any]], epochs: int) -> str:
         f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:.4f}  train {row['train_loss']:.3f} "
         f"{row['train_top1']:5.2f} %  {test}{row['images_per_second']:.0f} images/s{told}"
     )
+
+
+def check(masked: nn.Module, slim: nn.Module, data: Data) -> float:
+    """The largest difference between the logits of two networks for some training images.
+
+    The first one is on the CPU. Raises RuntimeError if they do not compute the same.
+    """
+    x = normalize(data.train.images[:CHECKED], data.mean, data.std)
+    weights = {name: tensor.cpu() for name, tensor in slim.state_dict().items()}
+    difference, largest = verify(masked, build(spec_of(slim), weights), x)
+    say(f"largest logit difference {difference:.2e} (largest logit {largest:.1f})")
+    return difference
 
 
 def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) -> None:

@@ -177,8 +177,9 @@ def test_nothing_in_the_current_folder_is_run(seed, tmp_path):
     ("flags", "variables", "message"),
     [
         (["trian"], {}, "trian: neither train nor a flag of main.py"),
-        ([], {"ROUND_TO": "x"}, "ROUND_TO=x is no whole number"),
+        ([], {"ROUND_TO": "x"}, "ROUND_TO=x is no number from 1 on"),
         (["--depth", "20"], {"BENCH": "--engins eager"}, "unrecognized arguments: --engins"),
+        (["--depth", "20"], {"BENCH": "--batch-size 0"}, "--batch-size 0 is not in [1, 1e9]"),
     ],
 )
 def test_speed_sh_tells_what_is_wrong_before_it_works(tmp_path, flags, variables, message):

@@ -38,11 +38,11 @@ def test_calls_take_turns_and_the_first_stands_beside_each_other():
     assert 3 <= len(later) // len(turns) <= 4  # 0.4 s / 4 / 0.03 s
 
 
-@pytest.mark.parametrize(("size", "least"), [(6, 0.95), (10, 0.95), (25, 0.94)])
-def test_the_interval_of_a_median_holds_it_95_times_in_100(size, least):
+@pytest.mark.parametrize("size", [6, 8, 11, 16, 21, 26, 50])
+def test_the_interval_of_a_median_holds_it_95_times_in_100(size):
     draws = np.random.default_rng(0).lognormal(size=(4000, size))
     held = [interval.low <= 1 <= interval.high for interval in map(Interval.of, draws)]
-    assert least < np.mean(held) < 0.99
+    assert 0.945 < np.mean(held) < 0.995
     assert Interval.of(np.array([3.0, 1.0, 2.0])) == (2, 1, 3)
 
 
