@@ -25,7 +25,7 @@ bench=${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 ope
 # Wrong flags are told now, not after minutes.
 check='import sys; sys.argv[0] = "BENCH"; import benchmark as b; from utils import cli
 cli.run_script(b.build_parser, lambda args: {"plan": str(b.fill(b.Plan, vars(args)))}, str)'
-[ $part = train ] || (cd "$here" && python -c "$check" "$here" $bench) >/dev/null
+[ $part = train ] || (cd "$here" && python -c "$check" "$here" --batch-size 64 $bench) >/dev/null
 
 name=${*:---depth 50} work=speed/${name//[^[:alnum:]_]/}
 images="--train-images 64"

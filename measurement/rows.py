@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import channel_groups, costs, layer_costs, spec_of
 from pruning.allocation import fast_multiple
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
 def costs_of(subject: Subject) -> dict[str, Any]:
     """What a network costs whatever runs it: accuracy, parameters, MACs, bytes."""
     checkpoint = subject.checkpoint
-    weights = b"".join(values.numpy().tobytes() for values in checkpoint.state_dict.values())
+    weights = b"".join(map(_bytes, checkpoint.state_dict.values()))
     return {
         "name": subject.name,
         "checkpoint": str(checkpoint.file),
@@ -61,6 +61,12 @@ def costs_of(subject: Subject) -> dict[str, Any]:
         # Of the weights alone: the file also has masks and history.
         "compressed_bytes": len(zlib.compress(weights)),
     }
+
+
+def _bytes(values: Tensor) -> bytes:
+    """Of weights, as a file may keep them: in float16 if that loses nothing."""
+    half = values.half() if values.is_floating_point() else values
+    return (half if half.to(values.dtype).equal(values) else values).numpy().tobytes()
 
 
 def measure(

@@ -227,7 +227,7 @@ def _folders(roots: Sequence[Path]) -> Collection[tuple[Path, list[str]]]:
     folders: dict[str, tuple[Path, list[str]]] = {}
     for root in roots:
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder")
+            raise FileNotFoundError(f"{root}: {'not a' if root.exists() else 'no such'} folder")
         for folder, below, names in os.walk(root, followlinks=True):
             real = os.path.realpath(folder)  # a link may lead back
             below[:] = sorted(n for n in below if n[0] != "." and real not in folders)

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from measurement.rows import Subject, costs_of
 from models import cost_of
 from tests.command import ROOT
 from utils.checkpoint import load
@@ -43,3 +44,9 @@ def test_a_network_is_what_its_row_says(name, top1, params, macs, size, digest):
     top, first = LOGITS[name]
     assert logits.argmax() == top
     assert logits[:3].tolist() == pytest.approx(first, abs=1e-3)
+
+
+def test_a_file_is_no_smaller_than_its_compressed_weights():
+    checkpoint = load(ROOT / "weights/resnet20.pt")
+    costs = costs_of(Subject("dense", checkpoint, checkpoint.network().eval()))
+    assert 0.8 * costs["file_bytes"] < costs["compressed_bytes"] < costs["file_bytes"]

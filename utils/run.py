@@ -239,8 +239,11 @@ class Run(contextlib.AbstractContextManager):
 
     def _enter(self) -> dict[str, Any] | None:
         """Hold the folder, unless the stage is done; then, its result."""
-        if self.folder.is_file() or self.model.is_dir():
+        if self.folder.is_file():
             raise ValueError(f"--save {self.folder} is no run folder; choose another")
+        for name in ("model.pt", "metrics.jsonl", "result.json", "resume.pt"):
+            if (file := self.folder / name).exists() and not file.is_file():
+                raise ValueError(f"{file} is no file; remove it, or choose another --save")
         # A finished stage is read without the lock: a process with --force may hold it just now.
         with contextlib.suppress(OSError, CheckpointError):
             if (self.folder / "result.json").is_file():
@@ -287,7 +290,7 @@ class Run(contextlib.AbstractContextManager):
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             known = dict(json.loads(file.read_text()))
         if known.get("sha256", checkpoint.sha256) != checkpoint.sha256:
-            problem = f"not the file that {file.name} beside it is of; --force starts over"
+            problem = f"not the file that {file.name} beside it is of; remove the wrong one of both"
             raise CheckpointError(f"{self.model}: {problem}")
         self._compare(checkpoint.history[-1]["arguments"])
         result = self._tell(checkpoint) | {"sha256": checkpoint.sha256}

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,11 @@ def test_a_save_in_links_that_loop_is_refused(tmp_path):
     config = RunConfig(save=tmp_path / "a/out", data=tmp_path)
     with pytest.raises(OSError, match="choose another folder"):
         Run(output_folder(config, tmp_path, None), {}, CPU)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "result.json", "metrics.jsonl", "resume.pt"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_told_before_any_work(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is no file; remove it"):
+        Run(tmp_path, {"recipe": {}}, CPU, force=True)
