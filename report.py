@@ -104,7 +104,8 @@ def _origin(run: Run, study: Study) -> list[str]:
 
 def _plain_table(lines: list[list[str]]) -> str:
     html = ""
-    for line, tag in zip(lines, ["th", *["td"] * len(lines)], strict=False):
+    for line in lines:
+        tag = "td" if html else "th"
         html += f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in line)}</tr>"
     return f"<div><table>{html}</table></div>"
 

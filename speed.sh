@@ -22,13 +22,11 @@ esac
 source "$here/setup.sh"
 setup requirements.txt requirements-deploy.txt
 bench=${BENCH:---engines eager compile onnxruntime openvino onnxruntime-int8 openvino-int8}
-# Wrong flags are told now, not after minutes.
-check='import sys; sys.argv[0] = "BENCH"; import benchmark as b; from utils import cli
-cli.run_script(b.build_parser, lambda args: {"plan": str(b.fill(b.Plan, vars(args)))}, str)'
-[ $part = train ] || (cd "$here" && python -c "$check" "$here" --batch-size 64 $bench) >/dev/null
-
 name=${*:---depth 50} work=speed/${name//[^[:alnum:]_]/}
 images="--train-images 64"
+# Wrong flags (code 2) are told now, not after minutes.
+[ $part = train ] || told=$(python "$here/benchmark.py" "$work/none" --batch-size 64 $bench 2>&1) || [ $? = 1 ] ||
+    { echo "$told" >&2; exit 2; }
 dense=("$here/main.py" --depth 50 --dataset synthetic "$@" $images --batch-size 32 --epochs 1)
 python "${dense[@]}" --save "$work/dense" >/dev/null
 networks=("$work/dense")

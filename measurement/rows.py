@@ -26,7 +26,8 @@ with warnings.catch_warnings():
     from thop import profile as thop
 
 SPEEDUPS = ("latency_speedup", "measured_speedup")  # at batch 1 and at the best
-KEPT = {"sha256", "reference", "machine", "engine", "precision", "remarks", *SPEEDUPS}
+# What report.py reads of every row.
+NEEDED = {"sha256", "reference", "machine", "engine", "precision", "remarks", *SPEEDUPS}
 BUSY = 1.2  # ratio of the ends of a speedup's interval, on a machine that has other things to do
 DRIFT = 1.5  # p90 / p10 of a time, on a machine that changes its speed
 
@@ -230,7 +231,7 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
         rows = list(json.loads(file.read_text()))
     except (ValueError, TypeError, RecursionError):
         rows = [None]
-    sound = [row for row in rows if isinstance(row, dict) and row.keys() >= KEPT]
+    sound = [row for row in rows if isinstance(row, dict) and row.keys() >= NEEDED]
     if len(sound) < len(rows):
         say(f"{file}: damaged; {len(rows) - len(sound)} of its rows are gone")
     return list(filter(stays, sound))

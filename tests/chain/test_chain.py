@@ -381,6 +381,9 @@ def test_a_network_whose_result_was_lost_is_not_trained_again(work):
     pruned = folder.parent / "l1-0.3/pruned"
     before, stored = (pruned / "model.pt").stat().st_mtime_ns, (pruned / "result.json").read_text()
     (pruned / "result.json").unlink()
+    with locked(pruned):  # of another process, which may be replacing what is there
+        busy = run("res50prune.py", *NET, "--no-eval", cwd=work)
+    assert (busy.returncode, (pruned / "result.json").exists()) == (1, False)
     again = result(run("res50prune.py", *NET, "--no-eval", cwd=work))
     assert again == json.loads(stored)
     assert (pruned / "model.pt").stat().st_mtime_ns == before

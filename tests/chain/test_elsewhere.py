@@ -92,6 +92,18 @@ def test_masks_are_kept_in_training(theirs, tmp_path):
     tuned = load(tmp_path / "tuned").network()
     zero = model.layer2[0].conv1.weight == 0
     assert torch.equal(tuned.layer2[0].conv1.weight == 0, zero)
+    flags = [
+        "--budget",
+        "flops",
+        "--epochs",
+        "1",
+        "--train-images",
+        "256",
+        "--save",
+        tmp_path / "l",
+    ]
+    process = run("main.py", "--like", folder / "masked.pt", *DATA, *moments, *flags, cwd=folder)
+    assert result(process)["control"] == "scratch"
 
 
 def test_how_a_file_was_read_is_part_of_a_run(theirs, tmp_path):

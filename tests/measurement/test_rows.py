@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from measurement.engines import ENGINES
-from measurement.rows import KEPT, Subject, _others, compare, measure, reasons, remarks
+from measurement.rows import NEEDED, Subject, _others, compare, measure, reasons, remarks
 from models import new_spec
 from tests.conftest import lively
 from utils.device import Machine
@@ -133,7 +133,7 @@ def test_logits_that_are_not_numbers_are_not_lost(monkeypatch):
 
 def test_a_busy_machine_replaces_no_sound_timing(tmp_path):
     file = tmp_path / "benchmark.json"
-    sound = {**dict.fromkeys(KEPT), "engine": "eager", "latency_ms": 1.0}
+    sound = {**dict.fromkeys(NEEDED), "engine": "eager", "latency_ms": 1.0}
     sound |= {"busy": False, "drifted": False}
     file.write_text(json.dumps([sound]))
     assert _others(file, {**sound, "busy": True}) == [sound]
@@ -143,7 +143,7 @@ def test_a_busy_machine_replaces_no_sound_timing(tmp_path):
 @pytest.mark.parametrize("damage", [None, 5, "row", {"sha256": "abc", "engine": "fused"}])
 def test_a_damaged_row_costs_no_other_one(tmp_path, capsys, damage):
     file = tmp_path / "benchmark.json"
-    sound = {**dict.fromkeys(KEPT), "sha256": "abc", "busy": False, "drifted": False}
+    sound = {**dict.fromkeys(NEEDED), "sha256": "abc", "busy": False, "drifted": False}
     file.write_text(json.dumps([damage, sound]))
     assert _others(file, {**sound, "engine": "fused"}) == [sound]
     assert f"{file}: damaged; 1 of its rows are gone" in capsys.readouterr().err
