@@ -96,8 +96,9 @@ def _origin(run: Run, study: Study) -> list[str]:
     lines = [json.dumps({key: stage.result.get(key) for key in keys}) for stage in chain]
     for (machine, engine), row in run.timings.items():
         if machine == study.machine:
-            times = "{latency_ms:.2f} ms, {images_per_second:,.0f} images/s"
-            told = "the machine drifted" if row["latency_ms"] is None else times.format(**row)
+            known = (row["latency_ms"], "{:.2f} ms"), (row["images_per_second"], "{:,.0f} images/s")
+            times = [form.format(value) for value, form in known if value is not None]
+            told = ", ".join(times) or "the machine was busy or drifted"
             lines.append("; ".join([f"{engine}: {told}", *row["remarks"]]))
     return lines
 

@@ -121,12 +121,12 @@ def _name(name: str, part: str) -> str:
 def compare(row: dict[str, Any], first: dict[str, Any]) -> None:
     """Add to a row its MAC reduction, and how far its figures can be trusted.
 
-    On a machine that was `busy` the speedups are too uncertain, where it `drifted` the times are.
+    `uncertain` names the speedups that a busy machine spoiled; where it `drifted` the times are.
     """
     row["compared_with"] = first["name"]
     row["theoretical_speedup"] = first["effective_macs"] / row["effective_macs"]
     row["speedup_ratio"] = row["measured_speedup"] / row["theoretical_speedup"]
-    row["busy"] = any(uncertain(row, name) for name in SPEEDUPS)
+    row["uncertain"] = [name for name in SPEEDUPS if uncertain(row, name)]
     times = ("latency_ms", "batch_ms")
     row["drifted"] = any(row[f"{name}_p90"] > DRIFT * row[f"{name}_p10"] for name in times)
 
@@ -222,7 +222,7 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
 
     def stays(row: dict[str, Any]) -> bool:
         other = any(row[key] != new[key] for key in ("engine", "machine"))
-        better = any(new[doubt] and not row.get(doubt) for doubt in ("busy", "drifted"))
+        better = any(new[doubt] and not row.get(doubt) for doubt in ("uncertain", "drifted"))
         return row["sha256"] == new["sha256"] and (other or better)
 
     if not file.exists():

@@ -26,6 +26,11 @@ MEASURED = (*TRAINED, "imported")
 SIZES = ("params", "nonzero_params", "macs", "effective_macs")
 TIMES = ("latency_ms", "images_per_second", "latency_speedup", "measured_speedup")
 ABSOLUTE = ("latency_ms", "images_per_second")
+# Speedups that a busy machine can make uncertain, and what is no better than they are.
+SPEEDUPS = {
+    "latency_speedup": ("latency_speedup", "latency_ms"),
+    "measured_speedup": ("measured_speedup", "images_per_second", "speedup_ratio"),
+}
 OPTIONAL = ("speedup_ratio", "file_bytes", "compressed_bytes", "peak_memory_bytes")
 
 
@@ -189,13 +194,22 @@ def _timings(
     sound = [row for row in sound if row.get("effective_macs", 0) < 1.01 * run["effective_macs"]]
     if len(sound) < len(run.rows):
         left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
-    if busy := [row for row in sound if row.get("busy")]:
+    if any(map(_doubtful, sound)):
         left_out.append(f"{run.folder}/benchmark.json: timed on a busy machine; time it again")
-        told = ("file_bytes", "compressed_bytes", "peak_memory_bytes")
-        run.result = {name: busy[-1].get(name) for name in told} | run.result
-    sound = [row for row in sound if not row.get("busy")]
-    sound.sort(key=lambda row: not row.get("drifted"))  # the latest of each counts
-    return {_machine_and_engine(row): _without_drift(row) for row in sound}
+    # The latest of each counts, of the most certain ones.
+    sound.sort(key=lambda row: (not _doubtful(row), not row.get("drifted")))
+    return {_machine_and_engine(row): _without_doubtful(row) for row in sound}
+
+
+def _doubtful(row: dict[str, Any]) -> Collection[str]:
+    """The speedups of a timing that are too uncertain; earlier versions told only if one is."""
+    return row.get("uncertain", SPEEDUPS if row.get("busy") else ())
+
+
+def _without_doubtful(row: dict[str, Any]) -> dict[str, Any]:
+    """A timing, with nothing in the place of what a busy or drifting machine made uncertain."""
+    blank = [name for speedup in _doubtful(row) for name in SPEEDUPS[speedup]]
+    return row | dict.fromkeys([*blank, *(ABSOLUTE if row.get("drifted") else ())])
 
 
 def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
@@ -215,11 +229,6 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
         return None, None
     machine = statistics.mode(machine for machine, _ in matches)
     return statistics.mode(place for place in matches if place[0] == machine)
-
-
-def _without_drift(row: dict[str, Any]) -> dict[str, Any]:
-    """A timing; without its times, but for the speedups, if the machine drifted meanwhile."""
-    return row | dict.fromkeys(ABSOLUTE) if row.get("drifted") else row
 
 
 def _folders(roots: Sequence[Path]) -> Collection[tuple[Path, list[str]]]:
@@ -327,6 +336,7 @@ def _are_timings(rows: Any) -> bool:
     numbers = [row[key] for row in rows for key in TIMES]
     numbers += [row[key] for row in rows for key in OPTIONAL if row.get(key) is not None]
     numbers += [row["effective_macs"] for row in rows if "effective_macs" in row]
+    texts += [SPEEDUPS[speedup][0] for row in rows for speedup in _doubtful(row)]
     return isinstance(rows, list) and _plain(texts, numbers)
 
 

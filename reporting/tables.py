@@ -132,10 +132,8 @@ def by_engine(study: Study, network: str, title: str) -> list[list[str]]:
         return []
 
     def text(rows: list[dict[str, Any]]) -> str:
-        if not rows:
-            return ""
-        times = [row[time] for row in rows if row[time] is not None]
-        gain = f"({statistics.mean(row[speedup] for row in rows):.2f})"
+        times, gains = ([row[k] for row in rows if row[k] is not None] for k in (time, speedup))
+        gain = f"({statistics.mean(gains):.2f})" if gains else ""
         return f"{statistics.mean(times):{form}} {gain}" if times else gain
 
     lines = [

@@ -96,7 +96,8 @@ def test_run_folders_keep_their_rows(seed, tmp_path):
     kept = json.loads((seed / "baseline/benchmark.json").read_text())
     *older, latest = kept
     assert latest["engine"] == "eager"
-    both = ["eager", "fused"] * latest["busy"]  # a sound time outlives one of a busy machine
+    # A sound time outlives one of a busy machine.
+    both = ["eager", "fused"] * bool(latest["uncertain"])
     assert [row["engine"] for row in older] in (["fused"], both)
     assert all(row["machine"]["device"] == "cpu" for row in kept)
     result(run("main.py", *NET, *TRAIN, "--force", "--lr", "0.01", cwd=tmp_path))
@@ -156,12 +157,10 @@ def test_the_chain_ends_in_a_report(seed, tmp_path):
     result(run("benchmark.py", *sorted(seed.iterdir()), *QUICK, "--no-memory", cwd=tmp_path))
     told = result(run("report.py", "runs", cwd=tmp_path))
     assert (told["networks"], told["runs"]) == (1, 4)
-    left_out = " ".join(told["left_out"])
     page = (tmp_path / "runs/report/report.html").read_text()
     assert "synthetic resnet20w4" in page
     assert "seed0/l1-0.5/finetuned" in page
-    busy = "weight-0.9/pruned: pruned, but not fine-tuned" in left_out  # no time, no row
-    assert ("weight not fine-tuned" in page) != busy
+    assert "weight not fine-tuned" in page  # it was timed
 
 
 def test_nothing_in_the_current_folder_is_run(seed, tmp_path):

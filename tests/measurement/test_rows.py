@@ -112,12 +112,14 @@ def test_the_best_batch_counts_and_logits_are_compared():
 
 
 def test_how_far_figures_can_be_trusted():
-    for busy, drifted in itertools.product((False, True), repeat=2):
-        found = {**row(high=1.6 if busy else 1.1), "effective_macs": 1, "name": "a"}
+    for one, batch, drifted in itertools.product((False, True), repeat=3):
+        ends = {"high": 1.6 if one else 1.1, "batch_high": 1.6 if batch else 1.1}
+        found = {**row(**ends), "effective_macs": 1, "name": "a"}
         for time in ("latency_ms", "batch_ms"):
             found |= {f"{time}_p10": 1.0, f"{time}_p90": 2.0 if drifted else 1.0}
         compare(found, found)
-        assert (found["busy"], found["drifted"]) == (busy, drifted)
+        spoiled = ["latency_speedup"] * one + ["measured_speedup"] * batch
+        assert (found["uncertain"], found["drifted"]) == (spoiled, drifted)
 
 
 def test_logits_that_are_not_numbers_are_not_lost(monkeypatch):
@@ -134,16 +136,16 @@ def test_logits_that_are_not_numbers_are_not_lost(monkeypatch):
 def test_a_busy_machine_replaces_no_sound_timing(tmp_path):
     file = tmp_path / "benchmark.json"
     sound = {**dict.fromkeys(NEEDED), "engine": "eager", "latency_ms": 1.0}
-    sound |= {"busy": False, "drifted": False}
+    sound |= {"uncertain": [], "drifted": False}
     file.write_text(json.dumps([sound]))
-    assert _others(file, {**sound, "busy": True}) == [sound]
+    assert _others(file, {**sound, "uncertain": ["latency_speedup"]}) == [sound]
     assert _others(file, {**sound, "latency_ms": 2.0}) == []
 
 
 @pytest.mark.parametrize("damage", [None, 5, "row", {"sha256": "abc", "engine": "fused"}])
 def test_a_damaged_row_costs_no_other_one(tmp_path, capsys, damage):
     file = tmp_path / "benchmark.json"
-    sound = {**dict.fromkeys(NEEDED), "sha256": "abc", "busy": False, "drifted": False}
+    sound = {**dict.fromkeys(NEEDED), "sha256": "abc", "uncertain": [], "drifted": False}
     file.write_text(json.dumps([damage, sound]))
     assert _others(file, {**sound, "engine": "fused"}) == [sound]
     assert f"{file}: damaged; 1 of its rows are gone" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from reporting import tables
-from reporting.load import load
+from reporting.load import TIMES, load
 from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, step, timing, write
 
 DAMAGED = "damaged or of an older version, left out"
@@ -366,13 +366,31 @@ def test_a_timing_of_a_later_version_replaces_an_earlier_one(study):
     assert cell(load([study]), "soft", "60 %").mean("latency_ms") == 7.0
 
 
-def test_times_of_a_busy_machine_are_left_out(study):
+@pytest.mark.parametrize(
+    ("told", "gone"),
+    [
+        ({"busy": True}, set(TIMES)),
+        ({"uncertain": ["latency_speedup"]}, {"latency_ms", "latency_speedup"}),
+        ({"uncertain": ["measured_speedup"]}, {"images_per_second", "measured_speedup"}),
+    ],
+)
+def test_what_a_busy_machine_made_uncertain_is_left_out(study, told, gone):
     file = study / "seed0/soft/end/benchmark.json"
-    edit(file, lambda rows: rows[0].update(busy=True))
+    edit(file, lambda rows: rows[0].update(told))
     found = load([study])
     assert found.left_out == [f"{file}: timed on a busy machine; time it again"]
-    assert cell(found, "soft", "60 %").mean("latency_ms") is None
-    assert cell(found, "soft", "60 %").mean("file_bytes") == 4_000_000  # no clock needed
+    soft = cell(found, "soft", "60 %")
+    assert {name for name in TIMES if soft.mean(name) is None} == gone
+    assert soft.mean("file_bytes") == 4_000_000  # no clock needed
+    row = dict(zip(tables.NAMES, tables.texts(found, [soft])[0], strict=True))
+    assert (row["speedup"] == "") == ("measured_speedup" in gone)
+
+
+def test_a_certain_timing_counts_though_a_later_one_is_uncertain(study):
+    file = study / "seed0/soft/end/benchmark.json"
+    spoiled = {"latency_ms": 9.0, "uncertain": ["latency_speedup"]}
+    edit(file, lambda rows: rows.append({**rows[0], **spoiled}))
+    assert cell(load([study]), "soft", "60 %").mean("latency_ms") < 9
 
 
 def test_a_network_from_elsewhere_is_the_dense_one_of_what_was_cut_from_it(study):

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.command import result, run
-from tests.reporting.conftest import NETWORK, SHAPE, edit, write
+from tests.reporting.conftest import NETWORK, SHAPE, edit, timing, write
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -77,6 +77,22 @@ def test_the_command_and_its_page(study):
     assert "eager bf16: 2.00 ms, 500 images/s" in runs
     assert '"lr' not in page.of("p")[0]
     assert page.of("p")[0] == "19 runs; times: fused bf16 on a processor, 2 threads"
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "told"),
+    [
+        (["latency_speedup"], "fused bf16: 1,100 images/s"),
+        (["measured_speedup"], "fused bf16: 1.82 ms"),
+        (["latency_speedup", "measured_speedup"], "fused bf16: the machine was busy or drifted"),
+    ],
+)
+def test_only_what_is_certain_is_told_of_a_timing(study, uncertain, told):
+    file = study / "seed0/soft/end/benchmark.json"
+    certain = timing(1.1, uncertain=uncertain)
+    edit(file, lambda rows: rows.append({**rows[0], **certain}))
+    edit(file, lambda rows: rows.pop(0))
+    assert told in report(study)[1].of("details", "p")
 
 
 def test_cards_and_rows_are_grouped_by_network(study):
