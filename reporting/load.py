@@ -240,7 +240,7 @@ def _folders(roots: Sequence[Path]) -> Collection[tuple[Path, list[str]]]:
         for folder, below, names in os.walk(root, followlinks=True):
             real = os.path.realpath(folder)  # a link may lead back
             below[:] = sorted(n for n in below if n[0] != "." and real not in folders)
-            folders.setdefault(real, (Path(folder), names))
+            folders.setdefault(real, (Path(folder), names + below))
     return folders.values()
 
 

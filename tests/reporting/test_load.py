@@ -343,6 +343,14 @@ def test_nothing_waits_for_a_pipe(study):
         assert f"{study / 'seed0/soft/end/result.json'}: {DAMAGED}" in told
 
 
+def test_a_folder_in_the_place_of_a_file_is_told(study):
+    for name in ("benchmark.json", "metrics.jsonl", "result.json"):
+        file = study / "seed0/soft/end" / name
+        file.unlink()
+        file.mkdir()
+        assert f"{file}: {DAMAGED}" in load([study]).left_out
+
+
 def test_links_are_followed_and_may_lead_back(study, tmp_path):
     (study / "seed0/back").symlink_to(study)
     (tmp_path / "links").mkdir()
