@@ -191,12 +191,15 @@ def summary(result: dict[str, Any]) -> str:
     """Which network is how much faster, and where its figures are."""
     lines = []
     for what, key in (("images/s", "measured_speedup"), ("latency", "latency_speedup")):
-        best = max(result["rows"], key=lambda row: row[key])
-        gain = f"speedup {best[key]:.2f} over {best['compared_with']}"
-        lines.append(f"{what:10}best is {best['name']} in {best['engine']}, {gain}")
+        if certain := [row for row in result["rows"] if key not in row["uncertain"]]:
+            best = max(certain, key=lambda row: row[key])
+            gain = f"speedup {best[key]:.2f} over {best['compared_with']}"
+            lines.append(f"{what:10}best is {best['name']} in {best['engine']}, {gain}")
     if kept := result["kept"]:
         lines.append(f"file      {kept[0]}" + f" and {len(kept) - 1} more" * (len(kept) > 1))
-        lines.append(f"next      python report.py {Path(kept[0]).parents[1]}")
+    if len(kept) > 1:
+        folders = [Path(file).parent for file in kept]
+        lines.append(f"next      python report.py {commonpath(folders)}")
     return "\n".join(lines)
 
 

@@ -98,7 +98,7 @@ def _origin(run: Run, study: Study) -> list[str]:
         if machine == study.machine:
             known = (row["latency_ms"], "{:.2f} ms"), (row["images_per_second"], "{:,.0f} images/s")
             times = [form.format(value) for value, form in known if value is not None]
-            told = ", ".join(times) or "the machine was busy or drifted"
+            told = ", ".join(times) or "no certain time"
             lines.append("; ".join([f"{engine}: {told}", *row["remarks"]]))
     return lines
 

@@ -121,7 +121,8 @@ def _name(name: str, part: str) -> str:
 def compare(row: dict[str, Any], first: dict[str, Any]) -> None:
     """Add to a row its MAC reduction, and how far its figures can be trusted.
 
-    `uncertain` names the speedups that a busy machine spoiled; where it `drifted` the times are.
+    `uncertain` lists the speedups whose interval is too wide; `drifted` says that the machine
+    changed its speed, so that the times themselves mean little.
     """
     row["compared_with"] = first["name"]
     row["theoretical_speedup"] = first["effective_macs"] / row["effective_macs"]
@@ -221,9 +222,12 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that stay beside a new one, but for damaged ones. Raises OSError."""
 
     def stays(row: dict[str, Any]) -> bool:
-        other = any(row[key] != new[key] for key in ("engine", "machine"))
-        better = any(new[doubt] and not row.get(doubt) for doubt in ("uncertain", "drifted"))
+        other = any(row[key] != new[key] for key in ("engine", "machine", "reference"))
+        better = any(doubt not in doubts(row) for doubt in doubts(new))
         return row["sha256"] == new["sha256"] and (other or better)
+
+    def doubts(row: dict[str, Any]) -> list[Any]:
+        return row.get("uncertain", []) + ["drifted"] * bool(row.get("drifted"))
 
     if not file.exists():
         return []
@@ -232,6 +236,7 @@ def _others(file: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
     except (ValueError, TypeError, RecursionError):
         rows = [None]
     sound = [row for row in rows if isinstance(row, dict) and row.keys() >= NEEDED]
+    sound = [row for row in sound if isinstance(row.get("uncertain", []), list)]
     if len(sound) < len(rows):
         say(f"{file}: damaged; {len(rows) - len(sound)} of its rows are gone")
     return list(filter(stays, sound))

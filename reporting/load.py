@@ -21,13 +21,16 @@ from utils.config import NetworkConfig
 
 DENSE = "dense"
 CONTROLS = {"scratch": "from scratch", "random": "", "longer": "longer"}  # and the words for it
+DAMAGED = "damaged or of an older version, left out"
+# What a check may stumble over in content from elsewhere.
+ODD = (OSError, ValueError, RecursionError, TypeError, AttributeError, LookupError)
 TRAINED = ("baseline", "scratch", "like", "finetuned")
 MEASURED = (*TRAINED, "imported")
 SIZES = ("params", "nonzero_params", "macs", "effective_macs")
 TIMES = ("latency_ms", "images_per_second", "latency_speedup", "measured_speedup")
 ABSOLUTE = ("latency_ms", "images_per_second")
-# Speedups that a busy machine can make uncertain, and what is no better than they are.
-SPEEDUPS = {
+# If a speedup is uncertain, so are these figures.
+WITH_SPEEDUP = {
     "latency_speedup": ("latency_speedup", "latency_ms"),
     "measured_speedup": ("measured_speedup", "images_per_second", "speedup_ratio"),
 }
@@ -193,22 +196,27 @@ def _timings(
     # Of a pruning that is still to be done the dense network was timed, with more MACs.
     sound = [row for row in sound if row.get("effective_macs", 0) < 1.01 * run["effective_macs"]]
     if len(sound) < len(run.rows):
-        left_out.append(f"{run.folder}/benchmark.json: not of this and a dense checkpoint")
-    if any(map(_doubtful, sound)):
-        left_out.append(f"{run.folder}/benchmark.json: timed on a busy machine; time it again")
-    # The latest of each counts, of the most certain ones.
-    sound.sort(key=lambda row: (not _doubtful(row), not row.get("drifted")))
-    return {_machine_and_engine(row): _without_doubtful(row) for row in sound}
+        told = "not of this checkpoint, or timed beside a network that is not dense or not here"
+        left_out.append(f"{run.folder}/benchmark.json: {told}")
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sound:  # the latest certain value of each figure counts
+        place = _machine_and_engine(row)
+        told = found.setdefault(place, dict.fromkeys([*TIMES, "speedup_ratio"]))
+        told |= {name: value for name, value in _certain(row).items() if value is not None}
+    if busy := [place for place, told in found.items() if None in map(told.get, WITH_SPEEDUP)]:
+        engines = ", ".join(dict.fromkeys(engine for _, engine in busy))
+        line = f"{run.folder}/benchmark.json: {engines}: timed on a busy machine; time it again"
+        left_out.append(line)
+    timings = {place: told for place, told in found.items() if any(map(told.get, TIMES))}
+    if sound and not timings:
+        sizes = ("file_bytes", "compressed_bytes", "peak_memory_bytes")
+        run.result = {name: sound[-1].get(name) for name in sizes} | run.result
+    return timings
 
 
-def _doubtful(row: dict[str, Any]) -> Collection[str]:
-    """The speedups of a timing that are too uncertain; earlier versions told only if one is."""
-    return row.get("uncertain", SPEEDUPS if row.get("busy") else ())
-
-
-def _without_doubtful(row: dict[str, Any]) -> dict[str, Any]:
-    """A timing, with nothing in the place of what a busy or drifting machine made uncertain."""
-    blank = [name for speedup in _doubtful(row) for name in SPEEDUPS[speedup]]
+def _certain(row: dict[str, Any]) -> dict[str, Any]:
+    """A timing, with None for what a busy or drifting machine made uncertain."""
+    blank = [name for speedup in row.get("uncertain", ()) for name in WITH_SPEEDUP[speedup]]
     return row | dict.fromkeys([*blank, *(ABSOLUTE if row.get("drifted") else ())])
 
 
@@ -223,7 +231,7 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
     places = [place for _, place in sorted(rates, reverse=True)]
     matches = [place for place in places if part.casefold() in place[0].casefold()]
     if part and not matches:
-        machines = "; ".join(dict.fromkeys(machine for machine, _ in places))
+        machines = "; ".join(dict.fromkeys(machine for machine, _ in places)) or "none"
         raise ValueError(f"--machine {part}: not among those timed on: {machines}")
     if not matches:
         return None, None
@@ -255,14 +263,17 @@ def _runs(folder: Path, names: list[str], left_out: list[str]) -> Iterator[Run]:
             log = folder / "metrics.jsonl"
             curve = _read(log, lambda rows: _is_log(rows, identity.epochs), left_out)
         if "benchmark.json" in names:
-            rows = _read(folder / "benchmark.json", _are_timings, left_out)
+            file = folder / "benchmark.json"
+            told = _read(file, lambda rows: isinstance(rows, list), left_out)
+            rows = list(filter(_is_timing, told))
+            if bad := len(told) - len(rows):
+                left_out.append(f"{file}: {bad} of {len(told)} timings {DAMAGED}; time it again")
         yield Run(str(folder), identity, result, curve, rows)
 
 
 def _read(file: Path, sound: Callable[[Any], Any], left_out: list[str]) -> Any:
     """What a JSON file holds, of .jsonl a list; [] and a line if that is not `sound`."""
-    errors = (OSError, ValueError, RecursionError, TypeError, AttributeError, LookupError)
-    with contextlib.suppress(*errors):  # `sound` may stumble over what is not
+    with contextlib.suppress(*ODD):
         text = file.read_text("utf-8") if file.is_file() else ""  # no end of a pipe is waited for
         lines = file.suffix == ".jsonl"
         content = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
@@ -270,7 +281,7 @@ def _read(file: Path, sound: Callable[[Any], Any], left_out: list[str]) -> Any:
         json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
         if sound(content):
             return content
-    left_out.append(f"{file}: damaged or of an older version, left out")
+    left_out.append(f"{file}: {DAMAGED}")
     return []
 
 
@@ -330,14 +341,17 @@ def _is_log(rows: Any, epochs: tuple[int, ...]) -> bool:
     return counted and (len(rows),) == epochs and _plain([], numbers)
 
 
-def _are_timings(rows: Any) -> bool:
-    texts = [row[key] for row in rows for key in ("engine", "precision", "sha256", "reference")]
-    texts += [text for row in rows for text in (row["machine"]["name"], *row["remarks"])]
-    numbers = [row[key] for row in rows for key in TIMES]
-    numbers += [row[key] for row in rows for key in OPTIONAL if row.get(key) is not None]
-    numbers += [row["effective_macs"] for row in rows if "effective_macs" in row]
-    texts += [SPEEDUPS[speedup][0] for row in rows for speedup in _doubtful(row)]
-    return isinstance(rows, list) and _plain(texts, numbers)
+def _is_timing(row: Any) -> bool:
+    with contextlib.suppress(*ODD):
+        texts = [row[key] for key in ("engine", "precision", "sha256", "reference")]
+        texts += [row["machine"]["name"], *row["remarks"]]
+        numbers = [row[key] for key in TIMES]
+        numbers += [row[key] for key in OPTIONAL if row.get(key) is not None]
+        numbers.append(row.get("effective_macs", 0))
+        known = set(row.get("uncertain", ())) <= WITH_SPEEDUP.keys()
+        # Of an earlier version, which told only that some figure is uncertain.
+        return known and not row.get("busy") and _plain(texts, numbers)
+    return False
 
 
 def _plain(texts: Sequence[Any], numbers: Sequence[Any]) -> bool:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .load import CONTROLS, Cell, Study
+from .load import CONTROLS, TIMES, Cell, Study
 
 # Student's t: two-sided 95 %, for 1, 2, ... degrees of freedom.
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -64,7 +64,7 @@ COLUMNS = (
     Column("control", "", lambda _, cell: cell.identity.control),
     *map(_versus, CONTROLS),
     Column("seeds", "", lambda _, cell: len(cell.runs)),
-    Column("seeds timed", "", lambda _, cell: len(cell.values("latency_ms")) or None),
+    Column("seeds timed", "", lambda _, cell: max(len(cell.values(k)) for k in TIMES) or None),
     Column("epochs", "", lambda _, cell: " + ".join(map(str, cell.identity.epochs))),
     _mean("nonzero M", ".3f", "nonzero_params", 1e6),
     _mean("MACs M", ".1f", "macs", 1e6),
@@ -124,7 +124,7 @@ def by_engine(study: Study, network: str, title: str) -> list[list[str]]:
         rows = defaultdict(list)
         for run in cell.runs:
             for (machine, engine), row in run.timings.items():
-                if machine == study.machine:
+                if machine == study.machine and (row[time], row[speedup]) != (None, None):
                     rows[engine].append(row)
         timed.append((cell, rows))
     engines = list(dict.fromkeys(engine for _, rows in timed for engine in rows))

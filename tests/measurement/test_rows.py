@@ -102,11 +102,11 @@ def subject(name):
 
 
 def test_the_best_batch_counts_and_logits_are_compared():
-    rows = measure([subject("a"), subject("b")], "eager", (1, 16, 16), 0.01, CPU)
+    rows = measure([subject("a"), subject("b")], "eager", (1, 64, 64), 0.01, CPU)
     assert len(rows) == 2
     for found in rows:
-        assert found["batch_size"] == 16  # a tiny network is all overhead
-        assert found["images_per_second"] == pytest.approx(16e3 / found["batch_ms"])
+        assert found["batch_size"] == 64  # a tiny network is all overhead
+        assert found["images_per_second"] == pytest.approx(64e3 / found["batch_ms"])
         assert found["images_per_second"] > 1e3 / found["latency_ms"]
         assert found["logit_difference_share"] < 1e-4
 
@@ -133,16 +133,42 @@ def test_logits_that_are_not_numbers_are_not_lost(monkeypatch):
     assert math.isnan(found["logit_difference_share"])
 
 
-def test_a_busy_machine_replaces_no_sound_timing(tmp_path):
-    file = tmp_path / "benchmark.json"
-    sound = {**dict.fromkeys(NEEDED), "engine": "eager", "latency_ms": 1.0}
-    sound |= {"uncertain": [], "drifted": False}
-    file.write_text(json.dumps([sound]))
-    assert _others(file, {**sound, "uncertain": ["latency_speedup"]}) == [sound]
-    assert _others(file, {**sound, "latency_ms": 2.0}) == []
+@pytest.mark.parametrize(
+    ("before", "after", "stays"),
+    [
+        ([], [], False),
+        ([], ["latency_speedup"], True),
+        (["latency_speedup"], ["latency_speedup"], False),
+        (["latency_speedup"], ["latency_speedup", "measured_speedup"], True),
+        (["latency_speedup"], ["measured_speedup"], True),
+        (["latency_speedup", "measured_speedup"], ["measured_speedup"], False),
+        ([], ["drifted"], True),
+        (["drifted"], ["latency_speedup"], True),
+        (["drifted"], [], False),
+    ],
+)
+def test_a_timing_stays_as_long_as_something_in_it_is_more_certain(tmp_path, before, after, stays):
+    def timed(doubts, latency):
+        uncertain = [doubt for doubt in doubts if doubt != "drifted"]
+        row = {**dict.fromkeys(NEEDED), "engine": "eager", "latency_ms": latency}
+        return {**row, "uncertain": uncertain, "drifted": "drifted" in doubts}
+
+    file, old = tmp_path / "benchmark.json", timed(before, 1.0)
+    file.write_text(json.dumps([old]))
+    assert _others(file, timed(after, 2.0)) == [old] * stays
 
 
-@pytest.mark.parametrize("damage", [None, 5, "row", {"sha256": "abc", "engine": "fused"}])
+def test_a_timing_of_a_network_alone_replaces_none_beside_the_dense_one(tmp_path):
+    file, old = tmp_path / "benchmark.json", {**dict.fromkeys(NEEDED), "reference": "dense"}
+    file.write_text(json.dumps([old]))
+    assert _others(file, {**old, "reference": "itself"}) == [old]
+    assert _others(file, {**old, "latency_ms": 2.0}) == []
+
+
+SPOILED = {**dict.fromkeys(NEEDED), "sha256": "abc", "uncertain": 5}
+
+
+@pytest.mark.parametrize("damage", [None, 5, "row", {"sha256": "abc", "engine": "fused"}, SPOILED])
 def test_a_damaged_row_costs_no_other_one(tmp_path, capsys, damage):
     file = tmp_path / "benchmark.json"
     sound = {**dict.fromkeys(NEEDED), "sha256": "abc", "uncertain": [], "drifted": False}
