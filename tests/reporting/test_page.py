@@ -79,19 +79,16 @@ def test_the_command_and_its_page(study):
     assert page.of("p")[0] == "19 runs; times: fused bf16 on a processor, 2 threads"
 
 
-def test_only_what_is_certain_is_told_of_a_timing(study):
+def test_rows_are_grouped_by_network_and_only_certain_times_are_told(study):
+    write(study / "other", "baseline", shape={**SHAPE, "depth": 32})
     for seed, speedup in enumerate(("latency_speedup", "measured_speedup")):
         file = study / f"seed{seed}/l1-6/end/benchmark.json"
         edit(file, lambda rows, speedup=speedup: rows[0].update(timing(1.1, uncertain=[speedup])))
-    told = report(study)[1].of("details", "p")
-    assert {"fused bf16: 1,100 images/s", "fused bf16: 1.82 ms"} <= {*told}
-
-
-def test_cards_and_rows_are_grouped_by_network(study):
-    write(study / "other", "baseline", shape={**SHAPE, "depth": 32})
     _, page = report(study)
     assert page.of("th", "span") == [NETWORK, "cifar100 resnet32"]
     assert len(page.of("strong")) == 2
+    told = page.of("details", "p")
+    assert {"fused bf16: 1,100 images/s", "fused bf16: 1.82 ms"} <= {*told}
 
 
 def test_what_is_left_out_is_folded_and_counted(study):
