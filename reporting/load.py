@@ -226,6 +226,7 @@ def _place(runs: Sequence[Run], part: str) -> tuple[str | None, str | None]:
     Of several, the fastest.
     """
     timings = [timing for run in runs for timing in run.timings.items()]
+    timings = [timing for timing in timings if timing[1]["measured_speedup"]] or timings
     # Not int8, beside an accuracy that was measured in another precision.
     rates = [(r["images_per_second"] or 0, at) for at, r in timings if r["precision"] != "int8"]
     places = [place for _, place in sorted(rates, reverse=True)]

@@ -429,6 +429,13 @@ def test_a_busy_machine_does_not_count_as_the_one_where_most_was_timed(study):
     assert load([study]).machine == "a processor, 2 threads"
 
 
+def test_the_engine_with_the_most_certain_speedups_counts(study):
+    for file in study.glob("seed*/*/end/benchmark.json"):
+        edit(file, lambda rows: rows.append({**rows[0], "engine": "eager", "images_per_second": 1}))
+        edit(file, lambda rows: rows[0].update(uncertain=BOTH[1:]))
+    assert load([study]).engine == "eager bf16"
+
+
 @pytest.mark.parametrize("odd", [5, ["latency_ms"], [[]], "x"])
 def test_an_odd_list_of_what_is_uncertain_is_told(study, odd):
     file = study / "seed0/soft/end/benchmark.json"
