@@ -187,7 +187,7 @@ def load(roots: Sequence[Path], machine: str | None = None) -> Study:
 def _timings(
     run: Run, dense: Collection[tuple[str, str]], left_out: list[str]
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """The sound rows of a run, by machine and engine; adds a line on others.
+    """What is certain of the sound rows of a run, by machine and engine; adds a line on the rest.
 
     `dense` are the networks and hashes of what they may be compared with.
     """
@@ -196,21 +196,17 @@ def _timings(
     # Of a pruning that is still to be done the dense network was timed, with more MACs.
     sound = [row for row in sound if row.get("effective_macs", 0) < 1.01 * run["effective_macs"]]
     if len(sound) < len(run.rows):
-        told = "not of this checkpoint, or timed beside a network that is not dense or not here"
-        left_out.append(f"{run.folder}/benchmark.json: {told}")
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+        why = "not of this checkpoint, or timed beside a network that is not dense or not here"
+        left_out.append(f"{run.folder}/benchmark.json: {why}")
+    timings: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sound:  # the latest certain value of each figure counts
         place = _machine_and_engine(row)
-        told = found.setdefault(place, dict.fromkeys([*TIMES, "speedup_ratio"]))
-        told |= {name: value for name, value in _certain(row).items() if value is not None}
-    if busy := [place for place, told in found.items() if None in map(told.get, WITH_SPEEDUP)]:
+        timing = timings.setdefault(place, dict.fromkeys([*TIMES, "speedup_ratio"]))
+        timing |= {name: value for name, value in _certain(row).items() if value is not None}
+    if busy := [place for place, row in timings.items() if None in map(row.get, WITH_SPEEDUP)]:
         engines = ", ".join(dict.fromkeys(engine for _, engine in busy))
-        line = f"{run.folder}/benchmark.json: {engines}: timed on a busy machine; time it again"
-        left_out.append(line)
-    timings = {place: told for place, told in found.items() if any(map(told.get, TIMES))}
-    if sound and not timings:
-        sizes = ("file_bytes", "compressed_bytes", "peak_memory_bytes")
-        run.result = {name: sound[-1].get(name) for name in sizes} | run.result
+        why = f"{engines}: timed on a busy machine; time it again"
+        left_out.append(f"{run.folder}/benchmark.json: {why}")
     return timings
 
 
