@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from models import channel_groups, cost_of, new_spec, spec_of
@@ -45,6 +46,9 @@ def test_a_network_with_closed_gates_trains_like_the_one_cut_out(spec, data):
     slim = cut(model, kept).double().train()
     gated = mask_channels(model, {}).double().train()  # a copy
     Gates(gated, groups).close(kept)
+    for module in (*gated.modules(), *slim.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1  # with 1e-5, each magnifies the rounding of a dead channel by 316
     x, y = torch.randn(4, 3, 8, 8, dtype=torch.double), torch.randint(10, (4,))
     logits = [network(x) for network in (gated, slim)]
     torch.testing.assert_close(*logits)
@@ -52,8 +56,7 @@ def test_a_network_with_closed_gates_trains_like_the_one_cut_out(spec, data):
         F.cross_entropy(out, y).backward()
     gradients = {name: p.grad for name, p in gated.named_parameters()}
     for name, gradient in cut_tensors(spec, kept, gradients).items():
-        expected = slim.get_parameter(name).grad  # a BatchNorm of 4 values may magnify rounding
-        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gradient, slim.get_parameter(name).grad)
     for name, buffer in cut_tensors(spec, kept, dict(gated.named_buffers())).items():
         torch.testing.assert_close(buffer, slim.get_buffer(name))
 
