@@ -34,14 +34,16 @@ def peak_memory(
     """
     if machine.device.type == "cuda":
         return _allocated(network, shape, machine, engine) if engine in IN_TORCH else None
-    if engine == "compile":
+    if engine == "compile" or not RESET_PEAK.exists():
         return None
-    # A fresh process, since this one's allocator keeps what earlier networks gave back.
-    fresh = multiprocessing.get_context("spawn")
+    # A fresh process, since this one's allocator keeps what earlier networks gave back; forked from
+    # one that has done nothing but import PyTorch, which takes seconds.
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload(["torch"])
     how = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
     with (
         tempfile.TemporaryDirectory() as folder,
-        _inside(folder),
+        _inside("/"),
         ProcessPoolExecutor(1, fresh, **how) as pool,
     ):
         # Here, since what writes a file needs more memory than what runs it.
@@ -55,7 +57,7 @@ def peak_memory(
 
 @contextlib.contextmanager
 def _inside(folder: str) -> Iterator[None]:
-    """Work in an empty folder: a new Python imports from where it is started."""
+    """Work in another folder: a new Python imports from where it is started, and stays there."""
     here = os.getcwd()
     os.chdir(folder)
     try:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,14 +28,33 @@ cat "$job/stdout" && cat "$job/stderr" >&2 && exit "$(cat "$job/code")"
 
 def run(script, *flags, cwd):
     """Run a script as a user does in a folder; returns the finished process."""
+    (done,) = _run_all([{}], script, *flags, cwd=cwd)
+    return done
+
+
+def run_two(script, *flags, cwd):
+    """Run a script in two processes that work together, as torchrun does; returns both."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [{**world, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    return _run_all(ranks, script, *flags, cwd=cwd)
+
+
+def _run_all(environments, script, *flags, cwd):
     command = [str(ROOT / script), *map(str, flags)]
     with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = FORKS.Process(target=_run, args=(command, cwd, streams))
-        process.start()
-        process.join()
-        texts = [stream.read_text() for stream in streams]
-    return subprocess.CompletedProcess(command, process.exitcode, *texts)
+        processes, streams = [], []
+        for number, env in enumerate(environments):
+            streams.append([Path(folder, f"{name}{number}") for name in ("stdout", "stderr")])
+            processes.append(FORKS.Process(target=_run, args=(command, cwd, streams[-1], env)))
+            processes[-1].start()
+        for process in processes:
+            process.join()
+        return [
+            subprocess.CompletedProcess(command, process.exitcode, *(s.read_text() for s in pair))
+            for process, pair in zip(processes, streams, strict=True)
+        ]
 
 
 def heed_interrupts():
@@ -94,7 +114,8 @@ def _serve(asked, answer):
     code.rename(asked.with_name("code"))
 
 
-def _run(command, cwd, streams):
+def _run(command, cwd, streams, env):
+    os.environ.update(env)
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
