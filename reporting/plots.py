@@ -155,7 +155,8 @@ def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
     figure.colorbar(image, label="points lost")
     for (row, column), value in np.ndenumerate(values):
         shade = "white" if value > 0.45 * values.max() else "black"
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade)
+        told = f"{round(value.item(), 1) + 0:.1f}"  # without the sign of -0.0
+        axes.text(column, row, told, ha="center", va="center", color=shade)
     save(figure, "Training accuracy lost when one group is cut alone", path)
 
 
