@@ -8,8 +8,6 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -36,14 +34,15 @@ def peak_memory(
     """
     if machine.device.type == "cuda":
         return _allocated(network, shape, machine, engine) if engine in IN_TORCH else None
-    if engine == "compile" or not RESET_PEAK.exists():
+    if engine == "compile":
         return None
     # A fresh process, since this one's allocator keeps what earlier networks gave back.
+    fresh = multiprocessing.get_context("spawn")
     how = {"initializer": torch.set_num_threads, "initargs": (torch.get_num_threads(),)}
     with (
         tempfile.TemporaryDirectory() as folder,
-        _inside("/"),
-        ProcessPoolExecutor(1, _fresh(), **how) as pool,
+        _inside(folder),
+        ProcessPoolExecutor(1, fresh, **how) as pool,
     ):
         # Here, since what writes a file needs more memory than what runs it.
         if engine in FILES:
@@ -51,44 +50,18 @@ def peak_memory(
         else:
             file = Path(folder, "network.pt")
             torch.save((spec_of(network), network.state_dict()), file)
-        with _uninterrupted():
-            growth = pool.submit(_resident_growth, file, shape, machine, engine)
-        return growth.result()
-
-
-def _fresh() -> BaseContext:
-    """Starts processes, where it can by a fork of one that has only imported PyTorch."""
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["torch"])  # which takes seconds
-    try:
-        with _uninterrupted():
-            forkserver.ensure_running()
-    except OSError:  # before Python 3.14, the path of a temporary folder may be too long for it
-        return multiprocessing.get_context("spawn")
-    return forks
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back; for good in processes that start here, as their parent alone answers it."""
-    resource_tracker.ensure_running()  # when it starts, it lets Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pool.submit(_resident_growth, file, shape, machine, engine).result()
 
 
 @contextlib.contextmanager
 def _inside(folder: str) -> Iterator[None]:
-    """Work in another folder: a new Python imports from where it is started, and stays there."""
-    here = os.open(".", os.O_RDONLY)  # its name may be gone meanwhile
+    """Work in an empty folder: a new Python imports from where it is started."""
+    here = os.getcwd()
     os.chdir(folder)
     try:
         yield
     finally:
-        os.fchdir(here)
-        os.close(here)
+        os.chdir(here)
 
 
 def _allocated(network: nn.Module, shape: tuple[int, ...], machine: Machine, engine: str) -> int:
@@ -100,6 +73,7 @@ def _allocated(network: nn.Module, shape: tuple[int, ...], machine: Machine, eng
 
 
 def _resident_growth(file: Path, shape: tuple, machine: Machine, engine: str) -> int | None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers an interrupt
     tiny, x = build(new_spec(20, 10, width=1, shortcut="B")), torch.randn(shape)
     ENGINES[engine](tiny, machine)(x[:1])()  # what the first one sets up is no network's
     try:

@@ -37,6 +37,7 @@ def run_two(script, *flags, cwd):
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     world = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    world["TORCHELASTIC_RUN_ID"] = "test"  # tells the ranks apart before they have met
     ranks = [{**world, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     return _run_all(ranks, script, *flags, cwd=cwd)
 

@@ -283,8 +283,9 @@ def test_several_processes_train_together(tmp_path):
     pruned = result(run("res50prune.py", *NET, "--seed", "7", cwd=tmp_path))
     # The processes' BatchNorms saw different images; what was evaluated is what was saved.
     assert pruned["top1_before"] == output["top1"]
-    tuned, _ = run_two("finetune.py", *NET, *TRAIN, "--seed", "7", cwd=tmp_path)
+    tuned, other = run_two("finetune.py", *NET, *TRAIN, "--seed", "7", cwd=tmp_path)
     assert result(tuned)["stage"] == "finetuned"
+    assert (other.returncode, other.stdout) == (0, "")
 
 
 def test_a_network_trained_elsewhere(tmp_path):

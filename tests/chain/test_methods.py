@@ -184,6 +184,7 @@ def test_latency_on_the_real_clock(work, monkeypatch):
     parser = res50prune.build_parser()
     output = res50prune.main(parser.parse_args([*flags, "--target-latency", "0.9"]))
     assert 0.5 < output["latency_share"] < 2
+    assert output["macs"] < output["dense_macs"]
 
 
 @pytest.mark.parametrize("how", [["l1"], ["soft"], ["weight"], ["weight", "--gradual"]])
