@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +51,11 @@ def _run_all(environments, script, *flags, cwd):
             streams.append([Path(folder, f"{name}{number}") for name in ("stdout", "stderr")])
             processes.append(FORKS.Process(target=_run, args=(command, cwd, streams[-1], env)))
             processes[-1].start()
-        for process in processes:
-            process.join()
+        while running := [process for process in processes if process.is_alive()]:
+            wait([process.sentinel for process in running])
+            if any(process.exitcode for process in processes):  # the others would wait for it
+                for process in running:
+                    process.terminate()
         return [
             subprocess.CompletedProcess(command, process.exitcode, *(s.read_text() for s in pair))
             for process, pair in zip(processes, streams, strict=True)
