@@ -39,12 +39,12 @@ def main(args: argparse.Namespace) -> dict:
     if folder.is_file():
         raise ValueError(f"--save {folder} is a file; choose a folder")
     drawn = {network: plots.plots(study, network) for network in study.cells}
-    texts = {"report.html": page(study, args.title, drawn)}  # plots without a title
+    texts = {"report.html": page(study, args.title, drawn)}
     images = []
     for network, figures in drawn.items():
         for name, figure in figures.items():
             images.append(re.sub(r"[^\w.]+", "-", f"{network} {name}".lower()) + ".png")
-            plots.save(figure, f"{network}: {name}", folder / images[-1])
+            plots.save(figure, folder / images[-1])
     texts["report.md"] = tables.to_markdown(study, args.title, images)
     texts["report.csv"] = tables.to_csv(study)
     for name, text in texts.items():  # paths may hold what is no text
@@ -65,8 +65,7 @@ def page(study: Study, title: str, drawn: dict[str, dict]) -> str:
     for network, figures in drawn.items():
         first, *more = tables.card(study, network)
         cards += f"<div>{escape(network)}<strong>{first}</strong>{', '.join(more)}</div>"
-        captions = {name: f"<figcaption>{escape(name)}</figcaption>" for name in figures}
-        html = {n: f"<figure>{captions[n]}{plots.to_svg(f)}</figure>" for n, f in figures.items()}
+        html = {name: f"<figure>{plots.to_svg(f)}</figure>" for name, f in figures.items()}
         first_plots = "".join(html.pop(name, "") for name in plots.FIRST)
         sections += f"<h2>{escape(network)}</h2><div>{first_plots}</div>" * bool(figures)
         sections += _details("More plots", f"<div>{''.join(html.values())}</div>" * bool(html))

@@ -15,6 +15,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from utils.files import write_atomically
 
@@ -53,7 +54,11 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
         figures[f"Fine-tuning, {amount or 'nothing'} pruned"] = curves(alike, "top1", "top-1 %")
     figures["Soft pruning"] = curves(cells, "flipped", "filters that changed sides")
     figures["Widths"] = widths(cells)
-    return {title: figure for title, figure in figures.items() if figure}
+    figures = {title: figure for title, figure in figures.items() if figure}
+    for title, figure in figures.items():
+        figure.suptitle(f"{network}: {title}")
+        ConstrainedLayoutEngine().execute(figure)  # once; if it were the figure's, at every save
+    return figures
 
 
 def against(
@@ -138,7 +143,8 @@ def draw(x: str, y: str, lines: Sequence[Line]) -> Figure:
     axes.locator_params(axis="x", nbins=6, integer=True)
     if len(lines) > 1:
         columns = max(1, 3 - max(len(line[1]) for line in lines) // 18)
-        figure.legend(loc="outside lower center", ncols=columns)
+        legend = figure.legend(loc="outside lower center", ncols=columns)
+        figure.set_figheight(3 + legend.get_window_extent().height / figure.dpi)
     return figure
 
 
@@ -146,7 +152,7 @@ def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
     """The heat map of one measurement, group x ratio -> points lost, as a PNG file."""
     values = np.array([list(row.values()) for row in drops.values()])
     ratios = [f"{float(ratio):.0%}" for ratio in next(iter(drops.values()))]
-    figure = Figure(figsize=(6, 1.2 + 0.24 * len(drops)))
+    figure = Figure(figsize=(6, 1.2 + 0.24 * len(drops)), layout="constrained")
     axes = figure.subplots()
     axes.grid(False)
     image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0)
@@ -157,12 +163,12 @@ def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
         shade = "white" if value > 0.45 * values.max() else "black"
         told = f"{round(value.item(), 1) + 0:.1f}"  # without the sign of -0.0
         axes.text(column, row, told, ha="center", va="center", color=shade)
-    save(figure, "Training accuracy lost when one group is cut alone", path)
+    figure.suptitle("Training accuracy lost when one group is cut alone")
+    save(figure, path)
 
 
-def save(figure: Figure, title: str, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """As a PNG file, for a white page."""
-    figure.suptitle(title, fontsize=10)
     write_atomically(path, lambda f: figure.savefig(f, format="png", dpi=150, facecolor="white"))
 
 

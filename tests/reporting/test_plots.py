@@ -35,7 +35,7 @@ def test_every_plot_is_drawn(study, tmp_path):
         svg = plots.to_svg(figure)
         assert "currentColor" in svg
         assert plots.INK not in svg
-        plots.save(figure, "a title", tmp_path / "plot.png")
+        plots.save(figure, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
         assert len(figure.axes) == 1
 
@@ -140,3 +140,16 @@ def test_widths_are_of_the_first_seed(study):
     edit(file, lambda r: r["widths"].update(conv1=1))
     assert lines(drawn(study)["Widths"])["l1, soft 60 %"][0] == [1, 6]
     assert cell(load([study]), "l1", "60 %").runs[1]["widths"]["conv1"] == 1
+
+
+def test_a_long_legend_does_not_squeeze_the_plot(study):
+    for number in range(12):
+        more = {"criterion": f"criterion {number}"}
+        write(study / f"{number}", "finetuned", step(**more), share=0.5, top1=60.0)
+    heights = {}
+    for figure in drawn(study).values():
+        plots.to_svg(figure)
+        share = figure.axes[0].get_position().height
+        heights[len(lines(figure))] = share * figure.get_figheight()
+    assert min(heights) < 3 < 12 < max(heights)
+    assert max(heights.values()) - min(heights.values()) < 0.2  # inches, of about 2.3
