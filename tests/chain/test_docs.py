@@ -21,7 +21,7 @@ from models import build, new_spec
 from tests.command import ROOT, bash, link_clone, run, write_program
 
 DOCUMENTS = ("README.md", "docs/usage.md")
-MORE = ("results", "speed", "choices")
+MORE = ("results", "papers", "speed", "choices")
 LIMITS = {"README.md": 150, "docs/results.md": 250}
 TRAIN = ["--width", "2", "--train-images", "64", "--epochs", "1", "--batch-size", "32"]
 TINY = {
