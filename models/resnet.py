@@ -147,6 +147,9 @@ def new_spec(
         raise ValueError(f"resnet_de exists for the bottleneck depths only: {depths}")
     if stride != "3x3" and kind == "basic":
         raise ValueError(f"stride {stride} is for bottleneck blocks")
+    for name, value, known in (("stem", stem, STEMS), ("stride", stride, STRIDES)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
     thin = len(blocks) == 3
     shortcut = shortcut or ("A" if thin else "B")
     if shortcut not in SHORTCUTS:

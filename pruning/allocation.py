@@ -50,7 +50,7 @@ def fast_multiple(groups: Sequence[Group]) -> int:
     The middles of squeeze-and-excitation do not count: they work on single pixels.
     """
     smallest = min((group.size for group in groups if group.norms), default=4)
-    return max(1, min(FAST, smallest // 4))
+    return 1 << max(1, min(FAST, smallest // 4)).bit_length() - 1  # a power of two
 
 
 def select(groups: list[Group], names: Sequence[str], scope: str) -> tuple[list[Group], dict]:

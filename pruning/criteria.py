@@ -20,6 +20,7 @@ Scores = dict[str, Tensor]
 
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # images (n, 3, h, w), labels (n,)
+NO_IMAGES = "`batches` gives no images; it is called several times, and each time from the start"
 
 
 class Calibration(NamedTuple):
@@ -107,6 +108,8 @@ def taylor(model: nn.Module, groups: list[Group], calibration: Calibration) -> S
                 w = model.get_submodule(layer).weight
                 product = (w * w.grad)[list(channels)].flatten(1).sum(1)
                 scores[group.name] += product.square().cpu()
+    if not count:
+        raise ValueError(NO_IMAGES)
     return {name: total / count for name, total in scores.items()}
 
 
@@ -144,7 +147,7 @@ def normalize_scores(scores: Scores, criterion: str) -> Scores:
     """Scores that compare across groups: where they do not by themselves, divided by their mean."""
     if criterion in COMPARABLE:
         return scores
-    return {name: own / own.mean().clamp_min(1e-30) for name, own in scores.items()}
+    return {name: own / own.abs().mean().clamp_min(1e-30) for name, own in scores.items()}
 
 
 @torch.no_grad()

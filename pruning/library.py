@@ -1,5 +1,6 @@
 """One call that prunes a network: what stage 2 does, for use from other programs."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -50,9 +51,9 @@ def prune(
     `network` is one of `models.build`, a module of torchvision or another library, or a state
     dict. `image_size` is 32 by default, where the stem has 3x3 pixels. `flags` are those of
     res50prune.py by their names: `prune(network, target_macs=0.5)`. `batches` gives normalized
-    images and labels to a criterion that wants them. Raises ValueError for what cannot be read, for
-    flags that do not fit or whose pruning needs a training, RuntimeError if the copy computed
-    something else than the masked original.
+    images and labels to a criterion that wants them, each time it is called. Raises ValueError for
+    what cannot be read, for flags that do not fit or whose pruning needs a training, RuntimeError
+    if the copy computed something else than the masked original.
     """
     model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
     if image_size is None and model.conv1.kernel_size != (3, 3):
@@ -62,11 +63,10 @@ def prune(
     pruned, record = prune_step(model, with_fast_widths(resolve(flags), spec_of(model)), task)
     if record.state.pending:
         raise ValueError("this pruning happens while training: see finetune.py")
-    device = next(model.parameters()).device
-    x = torch.randn(4, 3, image_size, image_size, device=device)
+    x = torch.randn(4, 3, image_size, image_size).to(next(model.parameters()))
     verify(pruned.reference, pruned.network, x)
     if record.steps[-1].refit:
-        refit(model, pruned.network, record.state.kept_channels(), batches)
+        refit(copy.deepcopy(model), pruned.network, record.state.kept_channels(), batches)
     return pruned.model, record
 
 

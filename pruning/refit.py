@@ -11,7 +11,7 @@ from torch.optim.swa_utils import update_bn
 from models import spec_of
 
 from .allocation import Kept
-from .criteria import Batches
+from .criteria import NO_IMAGES, Batches
 from .surgery import cut_tensors
 
 RIDGE = 1e-3  # of the mean square of the inputs: keeps the solution small where they are alike
@@ -41,9 +41,13 @@ def refit(model: nn.Module, slim: nn.Module, kept: Kept, batches: Batches) -> No
 
 
 def _pass(model: nn.Module, slim: nn.Module, batches: Batches) -> Iterator[None]:
+    images = 0
     for x, _ in batches():
+        images += len(x)
         model.eval()(x)
         yield slim.eval()(x)
+    if not images:
+        raise ValueError(NO_IMAGES)
 
 
 def _sums(

@@ -1,6 +1,7 @@
 """Cut channels out of a network. Nothing here changes the model that it is given."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +112,13 @@ def logit_difference(a: nn.Module, b: nn.Module, x: Tensor) -> tuple[float, floa
 
 
 def verify(masked: nn.Module, slim: nn.Module, x: Tensor) -> tuple[float, float]:
-    """What `logit_difference` tells; raises RuntimeError if it is more than rounding."""
+    """What `logit_difference` tells; raises RuntimeError if it is more than rounding.
+
+    Raises ValueError for logits that are not finite.
+    """
     difference, largest = logit_difference(masked, slim, x)
+    if not math.isfinite(largest):
+        raise ValueError("the network gives NaN or infinite logits")
     if not difference <= TOLERANCE * largest:
         raise RuntimeError(
             f"the cut network computes something else: logits differ by {difference}"

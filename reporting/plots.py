@@ -73,8 +73,11 @@ def against(
     if not gains or max(gains) < NOISE * min(gains):
         return None
     lines = []
-    for name in dict.fromkeys(cell.identity.series for _, cell in known):
-        xs, alike = zip(*((g, c) for g, c in known if c.identity.series == name), strict=True)
+    kinds = dict.fromkeys((cell.identity.series, _targeted(cell)) for _, cell in known)
+    for series, target in kinds:
+        own = ((g, c) for g, c in known if (c.identity.series, _targeted(c)) == (series, target))
+        xs, alike = zip(*own, strict=True)
+        name = f"{series}, target" if target and (series, False) in kinds else series
         spread = [c.spread(key) or 0 for c in alike]
         lines.append((alike[0].identity, name, xs, [c.mean(key) for c in alike], spread))
     figure = draw(x, y, lines)
@@ -84,6 +87,12 @@ def against(
         _gains(axes, "y")
         axes.axline((1, 1), (2, 2), color=GRAY, lw=0.8, ls=":")
     return figure
+
+
+def _targeted(cell: Cell) -> bool:
+    """Whether a target told how much to cut: it cuts elsewhere than a ratio, so on another line."""
+    steps = cell.identity.steps
+    return bool(steps) and steps[-1].ratio is None and steps[-1].pattern is None
 
 
 def _gains(axes: Axes, side: str) -> None:
@@ -144,7 +153,9 @@ def draw(x: str, y: str, lines: Sequence[Line]) -> Figure:
     if len(lines) > 1:
         columns = max(1, 3 - max(len(line[1]) for line in lines) // 18)
         legend = figure.legend(loc="outside lower center", ncols=columns)
-        figure.set_figheight(3 + legend.get_window_extent().height / figure.dpi)
+        figure.set_figheight(
+            figure.get_figheight() + legend.get_window_extent().height / figure.dpi
+        )
     return figure
 
 

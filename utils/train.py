@@ -127,7 +127,10 @@ def fit(
         say(_line(rows, recipe.epochs))
     slim, state = method.finish(training.model)
     if state.kept and slim is not training.model:  # before BatchNorm is recalibrated
-        check(mask_channels(training.on_cpu(), state.kept_channels()), slim, data)
+        try:
+            check(mask_channels(training.on_cpu(), state.kept_channels()), slim, data)
+        except ValueError as error:  # only BatchNorm's statistics may be too large, not the weights
+            raise Diverged(f"{error}; try a lower --lr, with --force") from None
     return Trained(*finish(), rows)
 
 
@@ -272,7 +275,8 @@ def _line(rows: list[dict[str, Any]], epochs: int) -> str:
 def check(masked: nn.Module, slim: nn.Module, data: Data) -> float:
     """The largest difference between the logits of two networks for some training images.
 
-    The first one is on the CPU. Raises RuntimeError if they do not compute the same.
+    The first one is on the CPU. Raises RuntimeError if they do not compute the same, ValueError if
+    logits are not finite.
     """
     x = normalize(data.train.images[:CHECKED], data.mean, data.std)
     difference, largest = verify(masked, copy.deepcopy(slim).cpu(), x)

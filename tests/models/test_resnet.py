@@ -144,3 +144,9 @@ def test_strided_depthwise_convolutions_train_in_float32_on_a_cpu():
         assert types["layer1.0.conv2_dw"] == types["layer2.1.conv2_dw"] == torch.bfloat16
         assert types["layer2.0.conv2_dw"] == (torch.float32 if mode else torch.bfloat16)
     assert model.to(torch.bfloat16)(torch.randn(2, 3, 32, 32).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wrong", [{"stem": "foo"}, {"stride": "2x2"}])
+def test_an_unknown_stem_or_stride_is_refused(wrong):
+    with pytest.raises(ValueError, match="unknown st"):
+        new_spec(50, 10, **wrong)

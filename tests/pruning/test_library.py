@@ -7,8 +7,9 @@ import torchvision
 from torch import nn
 from torch.nn.utils import prune as masking
 
-from models import cost_of, new_spec, spec_of
+from models import build, channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Record, State, prune, resolve
+from pruning.criteria import normalize_scores
 from tests.command import ROOT
 from tests.conftest import lively
 
@@ -129,3 +130,16 @@ def test_what_gives_no_logits_is_refused():
 
     with pytest.raises(ValueError, match="gives a dict, not logits"):
         prune(Wrapped(), image_size=64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_type_of_the_weights_is_kept(dtype):
+    slim, _ = prune(build(new_spec(20, 10, width=8)).to(dtype), ratio=0.5)
+    assert slim.fc.weight.dtype == dtype
+
+
+def test_scores_below_zero_compare_across_groups():
+    groups = channel_groups(new_spec(20, 10, width=8))
+    scores = {g.name: torch.linspace(-2, -1, g.size) * (1 + i) for i, g in enumerate(groups)}
+    for own in normalize_scores(scores, "mine").values():
+        assert own.mean() == pytest.approx(-1)

@@ -70,3 +70,20 @@ def test_a_repair_stands_inputs_that_are_all_zero():
     slim = cut(model, kept)
     refit(model, slim, kept, images)
     assert all(tensor.isfinite().all() for tensor in slim.state_dict().values())
+
+
+@pytest.mark.parametrize("flags", [{"refit": True}, {"criterion": "taylor"}])
+def test_batches_that_give_nothing_are_refused(flags):
+    network = lively(new_spec(20, 10, width=8))
+    with pytest.raises(ValueError, match="gives no images"):
+        prune(network, ratio=0.3, batches=lambda: [], **flags)
+
+
+def test_the_network_is_as_it_was_after_a_refit():
+    network = lively(new_spec(20, 10, width=8)).train()
+    with pytest.raises(ZeroDivisionError):  # in the middle of a pass
+        prune(network, ratio=0.3, refit=True, batches=lambda: (1 / 0 for _ in range(1)))
+    assert network.training
+    prune(network, ratio=0.3, refit=True, batches=images)
+    assert network.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())

@@ -116,6 +116,7 @@ def test_a_target_rounds_the_widths_of_a_wide_network(width, flags, multiple):
         (new_spec(50, 10), 16),
         (new_spec(20, 10), 4),  # no more than a quarter of 16 channels
         (new_spec(20, 10, width=2), 1),
+        (new_spec(20, 10, width=12), 2),  # 3 would be no faster than any width
         (new_spec(26, 10, arch="resnet_de"), 16),  # the 4 of squeeze-and-excitation aside
     ],
 )

@@ -146,10 +146,25 @@ def test_a_long_legend_does_not_squeeze_the_plot(study):
     for number in range(12):
         more = {"criterion": f"criterion {number}"}
         write(study / f"{number}", "finetuned", step(**more), share=0.5, top1=60.0)
-    heights = {}
-    for figure in drawn(study).values():
-        plots.to_svg(figure)
-        share = figure.axes[0].get_position().height
-        heights[len(lines(figure))] = share * figure.get_figheight()
-    assert min(heights) < 3 < 12 < max(heights)
-    assert max(heights.values()) - min(heights.values()) < 0.2  # inches, of about 2.3
+    heights, counts = [], []
+    for title, figure in drawn(study).items():
+        assert f"{NETWORK}: {title}" in plots.to_svg(figure)
+        heights.append(figure.axes[0].get_position().height * figure.get_figheight())
+        counts.append(len(lines(figure)))
+    assert min(counts) < 3 < 12 < max(counts)
+    assert max(heights) - min(heights) < 0.2  # inches, of about 2.3
+
+
+def test_a_target_and_a_ratio_are_not_joined(study):
+    for share in (0.5, 0.25):
+        usual = {"scope": "all", "allocation": "cost", "min_keep": 1.0}
+        one = step(ratio=None, target_macs=share, **usual)
+        write(study / f"{share}", "finetuned", one, share=share, top1=60.0)
+    found = lines(drawn(study)["Top-1 against MACs"])
+    assert found["l1"] == [[pytest.approx(1 / 0.7), 69.9], [2.5, 66.5]]
+    assert found["l1, target"] == [[2.0, 60.0], [4.0, 60.0]]
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    figure = plots.draw("$x", r"cost $\q$", [])
+    assert r"$\q$" in plots.to_svg(figure)
