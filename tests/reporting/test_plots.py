@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pruning import resolve
 from reporting import plots
 from reporting.load import load
 from tests.command import ROOT
@@ -157,8 +158,7 @@ def test_a_long_legend_does_not_squeeze_the_plot(study):
 
 def test_a_target_and_a_ratio_are_not_joined(study):
     for share in (0.5, 0.25):
-        usual = {"scope": "all", "allocation": "cost", "min_keep": 1.0}
-        one = step(ratio=None, target_macs=share, **usual)
+        one = resolve({"target_macs": share}).as_dict()
         write(study / f"{share}", "finetuned", one, share=share, top1=60.0)
     found = lines(drawn(study)["Top-1 against MACs"])
     assert found["l1"] == [[pytest.approx(1 / 0.7), 69.9], [2.5, 66.5]]
