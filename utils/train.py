@@ -127,10 +127,7 @@ def fit(
         say(_line(rows, recipe.epochs))
     slim, state = method.finish(training.model)
     if state.kept and slim is not training.model:  # before BatchNorm is recalibrated
-        try:
-            check(mask_channels(training.on_cpu(), state.kept_channels()), slim, data)
-        except ValueError as error:  # only BatchNorm's statistics may be too large, not the weights
-            raise Diverged(f"{error}; try a lower --lr, with --force") from None
+        _check(mask_channels(training.on_cpu(), state.kept_channels()), slim, data)
     return Trained(*finish(), rows)
 
 
@@ -176,14 +173,15 @@ class _Training:
     def cut(self, kept: Kept, data: Data) -> None:
         """Cut channels out of the network and of its momentum; the schedule goes on.
 
-        Raises RuntimeError if the cut network computes something else for training images.
+        Raises RuntimeError if the cut network computes something else for training images, Diverged
+        if its logits are not finite.
         """
         spec, moving = spec_of(self.model), self.optimizer.state
         buffers = {n: moving[p].get("momentum_buffer") for n, p in self.model.named_parameters()}
         momentum = cut_tensors(spec, kept, {n: b for n, b in buffers.items() if b is not None})
         whole = self.on_cpu()
         slim = cut(whole, kept)
-        check(mask_channels(whole, kept), slim, data)
+        _check(mask_channels(whole, kept), slim, data)
         self.model = place(slim, self.machine)
         self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
         moving.clear()
@@ -282,6 +280,14 @@ def check(masked: nn.Module, slim: nn.Module, data: Data) -> float:
     difference, largest = verify(masked, copy.deepcopy(slim).cpu(), x)
     say(f"largest logit difference {difference:.2e} (largest logit {largest:.1f})")
     return difference
+
+
+def _check(masked: nn.Module, slim: nn.Module, data: Data) -> None:
+    """The same while training. Finite weights may come with BatchNorm statistics that are not."""
+    try:
+        check(masked, slim, data)
+    except ValueError as error:
+        raise Diverged(f"{error}; try a lower --lr, with --force") from None
 
 
 def recalibrate(model: nn.Module, data: Data, machine: Machine, recipe: Recipe) -> None:

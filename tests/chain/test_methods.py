@@ -61,6 +61,16 @@ def test_soft(work):
     assert again["top1_before"] == tuned["top1"]  # the file computes what was reported
 
 
+def test_a_diverged_network_is_named_before_it_is_cut(tmp_path):
+    size = ["--dataset", "synthetic", "--image-size", "8", "--train-images", "64"]
+    how = ["--method", "soft", "--ratio", "0.5", "--lr", "1e6", "--epochs", "2", "--batch-size", 32]
+    done = run(
+        "main.py", "--depth", "20", "--width", "4", *size, *how, "--threads", 1, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("; try a lower --lr, with --force")
+
+
 def test_the_literal_soft(work):
     flags = [*NET, *DATA, "--method", "soft", "--schedule", "he2018", "--ratio", "0.5"]
     result(run("res50prune.py", *flags, cwd=work))
