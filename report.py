@@ -21,7 +21,7 @@ from pathlib import Path
 from reporting import plots, tables
 from reporting.load import Run, Study, lineage, load
 from utils import cli
-from utils.files import write_text
+from utils.files import make_folder, write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,14 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict:
     study = load(args.folders, args.machine)
     folder = args.save or args.folders[0] / "report"
-    if folder.is_file():
-        raise ValueError(f"--save {folder} is a file; choose a folder")
+    make_folder(folder)
     drawn = {network: plots.plots(study, network) for network in study.cells}
     texts = {"report.html": page(study, args.title, drawn)}
     images = []
     for network, figures in drawn.items():
         for name, figure in figures.items():
-            images.append(re.sub(r"[^\w.]+", "-", f"{network} {name}".lower()) + ".png")
+            file = re.sub(r"[^\w.]+", "-", f"{network} {name}".lower())[-80:] + ".png"
+            images.append(f"{len(images)}-{file}" if file in images else file)
             plots.save(figure, folder / images[-1])
     texts["report.md"] = tables.to_markdown(study, args.title, images)
     texts["report.csv"] = tables.to_csv(study)

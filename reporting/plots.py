@@ -5,11 +5,13 @@ One color for each method throughout; controls are hollow and dashed.
 
 import io
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.style
 import numpy as np
@@ -30,6 +32,8 @@ FIRST = ("Top-1 against speedup", "Top-1 against MACs")
 TICKS = (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # of an axis of gains
 NOISE = 1.03  # a plot whose values all lie within 3 % shows nothing
 matplotlib.style.use(Path(__file__).with_name("plots.mplstyle"))
+# Of names that the font lacks. The page shows them in the fonts of the browser.
+warnings.filterwarnings("ignore", "Glyph .* missing from font")
 INK = matplotlib.rcParams["text.color"]  # stands for the color of the text around the plot
 # What is drawn for a cell or series: identity, label, x, y, and halves of error bars or None.
 Line = tuple[Identity, str, Sequence[float], Sequence[float], Sequence[float] | None]
@@ -56,7 +60,7 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     figures["Widths"] = widths(cells)
     figures = {title: figure for title, figure in figures.items() if figure}
     for title, figure in figures.items():
-        figure.suptitle(f"{network}: {title}")
+        figure.suptitle(fill(f"{network}: {title}", 56))
         ConstrainedLayoutEngine().execute(figure)  # once; if it were the figure's, at every save
     return figures
 
@@ -127,8 +131,9 @@ def widths(cells: Sequence[Cell]) -> Figure | None:
     for identity, kept in left.items():
         alike[tuple(kept.get(name, 0) for name in layers)].append(identity)
     for y, (first, *others) in alike.items():
-        series = dict.fromkeys(identity.series for identity in (first, *others))
-        lines.append((first, f"{', '.join(series)} {first.amount}", range(1, len(y) + 1), y, None))
+        series = list(dict.fromkeys(identity.series for identity in (first, *others)))
+        names = ", ".join(series) if len(series) < 3 else f"{series[0]}, {len(series) - 1} others"
+        lines.append((first, f"{names} {first.amount}", range(1, len(y) + 1), y, None))
     return draw("layer that was cut, from input to output", "channels", lines) if layers else None
 
 
@@ -149,7 +154,7 @@ def draw(x: str, y: str, lines: Sequence[Line]) -> Figure:
         style |= {"label": label.strip(), "markevery": max(1, len(xs) // 6)}
         axes.errorbar(xs, ys, spread if any(spread or ()) else None, **style)
     axes.set(xlabel=x, ylabel=y)
-    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="x", nbins=6, integer=True, min_n_ticks=1)
     if len(lines) > 1:
         columns = max(1, 3 - max(len(line[1]) for line in lines) // 18)
         legend = figure.legend(loc="outside lower center", ncols=columns)
@@ -166,12 +171,13 @@ def sensitivity(drops: dict[str, dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(6, 1.2 + 0.24 * len(drops)), layout="constrained")
     axes = figure.subplots()
     axes.grid(False)
-    image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0)
+    most = max(1, values.max())  # below one point nothing is dark
+    image = axes.imshow(values, aspect="auto", cmap="magma_r", vmin=0, vmax=most)
     axes.set(xticks=range(len(ratios)), xticklabels=ratios, xlabel="channels of the group cut")
     axes.set(yticks=range(len(drops)), yticklabels=drops)
     figure.colorbar(image, label="points lost")
     for (row, column), value in np.ndenumerate(values):
-        shade = "white" if value > 0.45 * values.max() else "black"
+        shade = "white" if value > 0.45 * most else "black"
         told = f"{round(value.item(), 1) + 0:.1f}"  # without the sign of -0.0
         axes.text(column, row, told, ha="center", va="center", color=shade)
     figure.suptitle("Training accuracy lost when one group is cut alone")

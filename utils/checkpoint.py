@@ -176,8 +176,8 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     file = path / "model.pt" if path.is_dir() else path
     if not file.is_file():
-        remedy = "; run the stage that writes it first" if file.name == "model.pt" else ""
-        raise CheckpointError(f"{file}: no such checkpoint{remedy}")
+        remedy = "check the path, or run the stage that writes it first"
+        raise CheckpointError(f"{file}: no such checkpoint; {remedy}")
     return file
 
 

@@ -13,6 +13,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of --save, if it is missing; OSError if that fails or it is read-only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"{error.strerror}; choose another folder"
+        raise OSError(f"--save {folder}: {problem}") from None
+    if not os.access(folder, os.W_OK):
+        raise OSError(f"--save {folder} cannot be written to; choose another folder")
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Call `write` on a temporary file beside `path`, flush it to disk, then rename it.
 

@@ -8,7 +8,6 @@ resume.pt      the state after the last whole epoch, while training is unfinishe
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import unicodedata
@@ -32,7 +31,7 @@ from .checkpoint import Checkpoint, CheckpointError
 from .config import NetworkConfig, Recipe, RunConfig, fill
 from .data import Data, load
 from .device import Machine, describe, rank
-from .files import locked, plain, sha256, write_json, write_text
+from .files import locked, make_folder, plain, sha256, write_json, write_text
 from .log import say
 
 # What an error calls a field of an identity whose name is not that of its flag.
@@ -250,13 +249,7 @@ class Run(contextlib.AbstractContextManager):
                 result = self._finished(held=False)
                 if result and not self.resume.exists():
                     return result
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problem = f"{error.strerror}; choose another folder"
-            raise OSError(f"--save {self.folder}: {problem}") from None
-        if not os.access(self.folder, os.W_OK):
-            raise OSError(f"--save {self.folder} cannot be written to; choose another folder")
+        make_folder(self.folder)
         try:
             self._held.enter_context(locked(self.folder, seconds=0))
         except BlockingIOError:

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.command import result, run
-from tests.reporting.conftest import NETWORK, SHAPE, edit, timing, write
+from tests.reporting.conftest import NETWORK, SHAPE, edit, step, timing, write
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -226,3 +226,29 @@ def test_the_page_in_a_browser(study, tmp_path):
     assert seen["stuck"]
     assert len(seen["plots"]) == 2  # the others are folded
     assert min(seen["plots"]) > 500
+
+
+def test_figures_whose_names_look_alike_have_files_of_their_own(study):
+    write(study / "stages", "finetuned", step(ratio=(0.5, 0.3, 0.1)), share=0.4)
+    write(study / "thrice", "finetuned", *(step(ratio=r) for r in (0.5, 0.3, 0.1)), share=0.4)
+    long = {**SHAPE, "dataset": "folder", "folder": f"/{'long ' * 50}"}
+    write(study / "long", "baseline", shape=long)
+    report(study)
+    names = re.findall(r"!\[.*\]\((.+\.png)\)", (study / "report/report.md").read_text())
+    assert len({*names}) == len(names) == len(list((study / "report").glob("*.png")))
+    assert sum("50-30-10" in name for name in names) == 2
+
+
+@pytest.mark.parametrize("save", ["file", "file/below"])
+def test_where_no_folder_can_be_made_the_report_says_so(study, save):
+    (study / "file").touch()
+    done = run("report.py", study, "--save", study / save, cwd=study)
+    assert done.returncode == 1
+    assert re.fullmatch(r"report.py: error: --save .*; choose another folder\n", done.stderr)
+
+
+def test_a_name_that_the_font_lacks_gives_no_warning(tmp_path):
+    write(tmp_path / "a", "baseline", shape={**SHAPE, "dataset": "folder", "folder": "/\u753b"})
+    done = run("report.py", tmp_path, cwd=tmp_path)
+    assert done.stderr == ""
+    assert "\u753b resnet20" in (tmp_path / "report/report.html").read_text()

@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.image import imread
 
 from pruning import resolve
 from reporting import plots
 from reporting.load import load
 from tests.command import ROOT
-from tests.reporting.conftest import NETWORK, cell, edit, step, timing, write
+from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, step, timing, write
 
 
 def drawn(study):
@@ -128,7 +129,9 @@ def test_sensitivity_is_a_heat_map(tmp_path):
     }
     plots.sensitivity(drops, tmp_path / "heat.png")
     assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
-    plots.sensitivity({"conv1": {"0.5": 0.0}}, tmp_path / "flat.png")
+    plots.sensitivity({"conv1": {"0.5": 0.0, "0.7": -1.0}}, tmp_path / "flat.png")
+    image = imread(tmp_path / "flat.png")
+    assert image[len(image) // 2, image.shape[1] // 3, :3].min() > 0.7  # nothing lost: light
 
 
 def test_drawing_needs_no_screen():
@@ -168,3 +171,17 @@ def test_a_target_and_a_ratio_are_not_joined(study):
 def test_a_dollar_in_a_name_is_no_formula():
     figure = plots.draw("$x", r"cost $\q$", [])
     assert r"$\q$" in plots.to_svg(figure)
+
+
+def test_words_stay_inside_the_picture(study):
+    for number in range(9):
+        one = step(criterion=f"criterion {number}")
+        write(study / f"{number}", "finetuned", one, share=0.4, top1=60.0)
+    shape = {**SHAPE, "dataset": "folder", "folder": f"/{'a long name ' * 9}"}
+    write(study / "folder", "baseline", shape=shape)
+    loaded = load([study])
+    for figure in (f for name in loaded.cells for f in plots.plots(loaded, name).values()):
+        plots.to_svg(figure)
+        words = [figure.texts[0], *(figure.legends[0].get_texts() if figure.legends else ())]
+        for box in (word.get_window_extent() for word in words):
+            assert 0 < box.x0 < box.x1 < figure.bbox.x1
