@@ -31,7 +31,7 @@ from utils import cli
 from utils.checkpoint import Checkpoint
 from utils.config import RunConfig
 from utils.data import Data, Split, normalize
-from utils.files import plain, write_atomically
+from utils.files import make_folder, plain, write_atomically
 from utils.run import data_for, network_for, read_parent, require_finished
 
 TOLERANCE = 1e-3  # on logits, or of the largest logit if that is above 1; float32
@@ -94,6 +94,7 @@ def main(args: argparse.Namespace) -> dict:
     network = checkpoint.network().eval()
     notes = metadata(checkpoint, data, args.raw_input, args.int8)
     check_target(target, checkpoint.file, args.format, None if args.force else notes)
+    make_folder(target.parent)
 
     def inputs(images: Tensor) -> Tensor:
         """Images as the file takes them."""

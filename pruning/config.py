@@ -174,8 +174,10 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
         if values[own] not in known:
             told = f"--{own} {values[own]} does not fit --method {name}"
             raise ValueError(f"{told}, which knows {', '.join(known)}")
-    if values["pattern"] and (values["gradual"] or values["criterion"] != usual["criterion"]):
-        raise ValueError("--pattern takes the largest weights at once, by magnitude")
+    chosen = (values[own] != usual[own] for own in ("criterion", "allocation", "gradual"))
+    if values["pattern"] and any(chosen):
+        told = "no --criterion, --allocation or --gradual"
+        raise ValueError(f"--pattern keeps the largest weights of each block, at once: {told}")
     if values["refit"] and values["gradual"]:
         raise ValueError("--refit is for a cut at once, without --gradual")
     if values["gradual"] and {"taylor", "sensitivity"} & {

@@ -44,6 +44,7 @@ def prune(
     network: nn.Module | Mapping[str, Any],
     image_size: int | None = None,
     batches: Batches | None = None,
+    earlier: Record | None = None,
     **flags: Any,
 ) -> tuple[nn.Module, Record]:
     """A smaller copy of a ResNet, and how it was pruned.
@@ -51,16 +52,18 @@ def prune(
     `network` is one of `models.build`, a module of torchvision or another library, or a state
     dict. `image_size` is 32 by default, where the stem has 3x3 pixels. `flags` are those of
     res50prune.py by their names: `prune(network, target_macs=0.5)`. `batches` gives normalized
-    images and labels to a criterion that wants them, each time it is called. Raises ValueError for
-    what cannot be read, for flags that do not fit or whose pruning needs a training, RuntimeError
-    if the copy computed something else than the masked original.
+    images and labels to a criterion that wants them, each time it is called. `earlier` is the
+    record of a network that was pruned before: its masks hold, and targets are of its dense
+    network. Raises ValueError for what cannot be read, for flags that do not fit or whose pruning
+    needs a training, RuntimeError if the copy computed something else than the masked original.
     """
     model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
     if image_size is None and model.conv1.kernel_size != (3, 3):
         raise ValueError("image_size is needed: this network is not for images of 32 pixels")
     image_size = 32 if image_size is None else image_size
-    task = Task(cost_of(spec_of(model), image_size), image_size, batches, masks)
-    pruned, record = prune_step(model, with_fast_widths(resolve(flags), spec_of(model)), task)
+    dense, masks = (earlier.dense, earlier.state.masks) if earlier else (spec_of(model), masks)
+    task = Task(cost_of(dense, image_size), image_size, batches, masks)
+    pruned, record = prune_step(model, with_fast_widths(resolve(flags), dense), task, earlier)
     if record.state.pending:
         raise ValueError("this pruning happens while training: see finetune.py")
     x = torch.randn(4, 3, image_size, image_size).to(next(model.parameters()))

@@ -29,6 +29,19 @@ def test_three_lines_cut_a_network():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_second_pruning_goes_on_from_the_first():
+    model = network()
+    masked, first = prune(model, method="weight", ratio=0.5, image_size=16)
+    slim, second = prune(masked, target_macs=0.5, image_size=16, earlier=first)
+    assert [step.method for step in second.steps] == ["weight", "l1"]
+    assert second.state.masks.keys() == first.state.masks.keys()
+    for name, mask in second.state.masks.items():
+        assert torch.equal(mask, slim.get_submodule(name).weight != 0)
+    slimmer, _ = prune(slim, target_macs=0.25, image_size=16, earlier=second)
+    share = cost_of(spec_of(slimmer), 16).macs / cost_of(spec_of(model), 16).macs
+    assert share == pytest.approx(0.25, abs=0.03)
+
+
 def test_a_criterion_that_wants_images_leaves_the_network_alone():
     model = network().train()
     batch = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
@@ -46,6 +59,7 @@ def test_a_criterion_that_wants_images_leaves_the_network_alone():
         ({"ratio": 1.5}, "--ratio 1.5 is not in"),
         ({"ratio": 0.5, "target_macs": 0.5}, "not allowed with"),
         ({"skip": "layer9"}, "layer9"),
+        ({"method": "weight", "pattern": "2:4", "allocation": "layer"}, "no --criterion"),
         ({"min_keep": 2.5}, "--min-keep 2.5"),
         ({"min_keep": float("nan")}, "--min-keep nan"),
         ({"skip": "../up"}, "no such name"),
