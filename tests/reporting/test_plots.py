@@ -31,7 +31,7 @@ def test_every_plot_is_drawn(study, tmp_path):
         *("Top-1 against speedup", "Top-1 against MACs", "Speedup against MACs"),
         "Training from scratch",
         *("Fine-tuning, nothing pruned", "Fine-tuning, 30 % pruned", "Fine-tuning, 60 % pruned"),
-        *("Soft pruning", "Widths"),
+        *("Pruned or restored", "Widths"),
     ]
     for figure in figures.values():
         svg = plots.to_svg(figure)
@@ -47,7 +47,9 @@ def test_points_stand_where_they_were_measured(study):
     assert lines(figures["Top-1 against speedup"])["l1"] == [[1.05, 69.9], [2.0, 66.5]]
     assert lines(figures["Top-1 against MACs"])["weight"] == [[2.5, 70.2]]
     assert lines(figures["Speedup against MACs"])["weight"] == [[2.5, 1.0]]
-    assert lines(figures["Soft pruning"]) == {"soft 60 %": [[1, 8], [2, 4], [3, 2], [4, 1], [5, 0]]}
+    assert lines(figures["Pruned or restored"]) == {
+        "soft 60 %": [[1, 8], [2, 4], [3, 2], [4, 1], [5, 0]]
+    }
     assert lines(figures["Training from scratch"])["dense"][-1] == [5, 70.0]
     assert lines(figures["Widths"])["l1, soft 60 %"] == [[1, 6], [2, 6], [3, 6]]
 
@@ -119,7 +121,9 @@ def test_a_log_without_a_figure_is_left_out_of_its_plot(study):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     del rows[0]["flipped"]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert lines(drawn(study)["Soft pruning"]) == {"soft 60 %": [[2, 4], [3, 2], [4, 1], [5, 0]]}
+    assert lines(drawn(study)["Pruned or restored"]) == {
+        "soft 60 %": [[2, 4], [3, 2], [4, 1], [5, 0]]
+    }
 
 
 def test_sensitivity_is_a_heat_map(tmp_path):
