@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import tempfile
 from collections.abc import Callable
+from os.path import realpath  # unlike Path.resolve never fails on links that loop
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,8 @@ def check_target(target: Path, source: Path, format_: str, notes: dict | None) -
     if target.is_dir():
         raise ValueError(f"--save {target} is a folder; name a file in it")
     if target.suffix != suffix:
-        raise ValueError(f"--save {target}: the name of a {format_} file ends in {suffix}")
-    if target.resolve() == source.resolve():
+        raise ValueError(f"--save {target}: with --format {format_} its name ends in {suffix}")
+    if realpath(target) == realpath(source):
         raise ValueError(f"--save {target} is the checkpoint itself; choose another name")
     beside = target.with_suffix(".bin") if format_ == "openvino" else target
     if notes is None or not (target.exists() or beside.exists()):

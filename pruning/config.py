@@ -119,7 +119,10 @@ class PruningConfig(Options):
                 raise ValueError(f"--skip {name}: no such name")
         if self.pattern is not None:
             kept, _, block = self.pattern.partition(":")
-            if not (re.fullmatch(r"\d{1,4}:\d{1,4}", self.pattern) and 0 < int(kept) < int(block)):
+            if not (
+                re.fullmatch(r"[1-9][0-9]{0,3}:[1-9][0-9]{0,3}", self.pattern)
+                and int(kept) < int(block)
+            ):
                 raise ValueError(f"--pattern {self.pattern} is not N:M with N < M, like 2:4")
 
     @classmethod
@@ -176,8 +179,8 @@ def resolve(given: dict[str, Any]) -> PruningConfig:
             raise ValueError(f"{told}, which knows {', '.join(known)}")
     chosen = (values[own] != usual[own] for own in ("criterion", "allocation", "gradual"))
     if values["pattern"] and any(chosen):
-        told = "no --criterion, --allocation or --gradual"
-        raise ValueError(f"--pattern keeps the largest weights of each block, at once: {told}")
+        told = "leave out --criterion, --allocation and --gradual"
+        raise ValueError(f"--pattern keeps the largest weights of each block, at once; {told}")
     if values["refit"] and values["gradual"]:
         raise ValueError("--refit is for a cut at once, without --gradual")
     if values["gradual"] and {"taylor", "sensitivity"} & {
@@ -224,7 +227,7 @@ def special(config: PruningConfig) -> list[str]:
     usual = resolve({**asked, "schedule": schedule})
     names = ("criterion", "scope", "allocation")
     parts = [getattr(config, own) for own in names if getattr(config, own) != getattr(usual, own)]
-    least = resolve({**asked, "allocation": config.allocation}).min_keep
+    least = resolve({"method": method, "allocation": config.allocation}).min_keep
     parts += [config.schedule] if config.schedule != default.schedule else []
     parts += [name for name in ("refit", "gradual") if getattr(config, name)]
     parts += ["ramp{:g}-{:g}".format(*config.ramp)] if config.ramp else []

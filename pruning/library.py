@@ -14,7 +14,7 @@ from models.resnet import ResNet
 from .config import METHODS, PruningConfig, method_class, resolve
 from .criteria import Batches
 from .filters import Filters
-from .masks import Masks
+from .masks import Masks, apply_masks
 from .method import Pruned, Record, Task
 from .refit import refit
 from .selection import with_fast_widths
@@ -53,15 +53,22 @@ def prune(
     dict. `image_size` is 32 by default, where the stem has 3x3 pixels. `flags` are those of
     res50prune.py by their names: `prune(network, target_macs=0.5)`. `batches` gives normalized
     images and labels to a criterion that wants them, each time it is called. `earlier` is the
-    record of a network that was pruned before: its masks hold, and targets are of its dense
-    network. Raises ValueError for what cannot be read, for flags that do not fit or whose pruning
-    needs a training, RuntimeError if the copy computed something else than the masked original.
+    record of a network that was pruned before: its masks are applied again, a target is a share of
+    its dense network, and a ratio one of what is left. Raises ValueError for what cannot be read,
+    for flags that do not fit or whose pruning needs a training, RuntimeError if the copy computed
+    something else than the masked original.
     """
     model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
     if image_size is None and model.conv1.kernel_size != (3, 3):
         raise ValueError("image_size is needed: this network is not for images of 32 pixels")
     image_size = 32 if image_size is None else image_size
-    dense, masks = (earlier.dense, earlier.state.masks) if earlier else (spec_of(model), masks)
+    dense = spec_of(model)
+    if earlier is not None:
+        _require_record_of(model, earlier)
+        dense, known = earlier.dense, earlier.state.masks
+        masks = known | {n: own & known.get(n, own).to(own.device) for n, own in masks.items()}
+        model = copy.deepcopy(model)
+        apply_masks(model, dict(masks))
     task = Task(cost_of(dense, image_size), image_size, batches, masks)
     pruned, record = prune_step(model, with_fast_widths(resolve(flags), dense), task, earlier)
     if record.state.pending:
@@ -71,6 +78,22 @@ def prune(
     if record.steps[-1].refit:
         refit(copy.deepcopy(model), pruned.network, record.state.kept_channels(), batches)
     return pruned.model, record
+
+
+def _require_record_of(model: ResNet, record: Record) -> None:
+    """Raise ValueError if the record tells of another network, or of one that is not cut yet."""
+    if not isinstance(record, Record):
+        raise ValueError(f"earlier is a {type(record).__name__}, not the record of a pruning")
+    if record.state.pending:
+        raise ValueError("earlier: that pruning is still to be done by a training")
+    spec, layers = spec_of(model), dict(model.named_modules())
+    before, after = record.dense["widths"], spec["widths"]
+    same = all(spec[key] == record.dense[key] for key in spec.keys() - {"widths", "pads"})
+    same &= before.keys() == after.keys() and all(after[name] <= before[name] for name in after)
+    for name, mask in record.state.masks.items():
+        same &= name in layers and layers[name].weight.shape == mask.shape
+    if not same:
+        raise ValueError("earlier is the record of another network")
 
 
 def _read(

@@ -176,7 +176,7 @@ class Weight(Method):
             ratio = 1 - kept / block
             protected |= {n: f"--pattern {config.pattern}" for n in layers if n not in masks}
             for name in masks.keys() & task.masks.keys():
-                masks[name] &= task.masks[name]
+                masks[name] &= task.masks[name].to(masks[name].device)
         else:
             ratio = config.ratio
             masks = masks_for(model, layers, ratio, config, task.masks)

@@ -56,7 +56,7 @@ def plots(study: Study, network: str) -> dict[str, Figure]:
     for amount in dict.fromkeys(cell.identity.amount for cell in tuned):
         alike = [cell for cell in tuned if cell.identity.amount == amount]
         figures[f"Fine-tuning, {amount or 'nothing'} pruned"] = curves(alike, "top1", "top-1 %")
-    figures["Pruned or restored"] = curves(cells, "flipped", "filters in this epoch")
+    figures["Pruned or restored"] = curves(cells, "flipped", "filters pruned or restored")
     figures["Widths"] = widths(cells)
     figures = {title: figure for title, figure in figures.items() if figure}
     for title, figure in figures.items():

@@ -253,10 +253,12 @@ def test_a_hostile_file_in_its_place_runs_nothing(networks, tmp_path):
         (["--format", "torch", "--int8"], 2, "--int8 is not for --format torch"),
         (["--max-drop", "1"], 2, "goes with --int8"),
         (["--save", "file/below/model.onnx"], 1, "choose another folder"),
+        (["--save", "loop/model.onnx"], 1, "choose another folder"),
     ],
 )
 def test_errors(networks, tmp_path, flags, code, message):
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
     told = run("export.py", networks["slim"], *flags, cwd=tmp_path)
     assert (told.returncode, told.stdout) == (code, "")
     assert message in told.stderr

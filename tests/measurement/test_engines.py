@@ -13,12 +13,10 @@ from utils.device import Machine
 
 CPU = Machine(torch.device("cpu"), torch.float32)
 SPECS = [new_spec(20, 7, width=5), new_spec(26, 7, arch="resnet_de", width=4)]
-SHALLOW = new_spec(8, 7, width=5)  # compiled in a few seconds
 
 
 @pytest.mark.parametrize(
-    ("engine", "spec"),
-    [*((e, SHALLOW if e == "compile" else SPECS[1]) for e in ENGINES), ("fused", SPECS[0])],
+    ("engine", "spec"), [*((engine, SPECS[1]) for engine in ENGINES), ("fused", SPECS[0])]
 )
 def test_logits(engine, spec):
     network = lively(spec)

@@ -8,14 +8,16 @@ from torch import nn
 from torch.nn.utils import prune as masking
 
 from models import build, channel_groups, cost_of, new_spec, spec_of
-from pruning import METHODS, Record, State, prune, resolve
+from pruning import METHODS, PruningConfig, Record, State, Task, name_of, prune, prune_step, resolve
 from pruning.criteria import normalize_scores
 from tests.command import ROOT
 from tests.conftest import lively
 
+NARROW = new_spec(20, 10, width=8)
+
 
 def network():
-    return lively(new_spec(20, 10, width=8))
+    return lively(NARROW)
 
 
 def test_three_lines_cut_a_network():
@@ -37,9 +39,44 @@ def test_a_second_pruning_goes_on_from_the_first():
     assert second.state.masks.keys() == first.state.masks.keys()
     for name, mask in second.state.masks.items():
         assert torch.equal(mask, slim.get_submodule(name).weight != 0)
-    slimmer, _ = prune(slim, target_macs=0.25, image_size=16, earlier=second)
+    with torch.no_grad():  # as a training that knows no masks would
+        slim.layer1[0].conv1.weight += 1
+    slimmer, third = prune(slim, target_macs=0.25, image_size=16, earlier=second)
+    for name, mask in third.state.masks.items():
+        assert not slimmer.get_submodule(name).weight[~mask].any()
     share = cost_of(spec_of(slimmer), 16).macs / cost_of(spec_of(model), 16).macs
     assert share == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("spec", [new_spec(32, 10, width=8), new_spec(20, 10, width=4)])
+@pytest.mark.parametrize("how", [{"method": "weight", "ratio": 0.5}, {"ratio": 0.3}])
+def test_a_record_of_another_network_is_refused(spec, how):
+    _, record = prune(lively(spec), image_size=16, **how)
+    with pytest.raises(ValueError, match="record of another network"):
+        prune(network(), ratio=0.3, image_size=16, earlier=record)
+
+
+def test_what_is_no_record_is_refused():
+    with pytest.raises(ValueError, match="earlier is a dict"):
+        prune(network(), ratio=0.3, image_size=16, earlier={})
+
+
+def test_a_pruning_that_is_only_set_up_is_not_gone_on_from():
+    pending = prune_step(network(), resolve({"gradual": True}), Task(cost_of(NARROW, 16), 16))[1]
+    with pytest.raises(ValueError, match="still to be done"):
+        prune(network(), ratio=0.3, image_size=16, earlier=pending)
+
+
+def test_masks_of_the_network_and_of_its_record_hold():
+    model = network()
+    masking.l1_unstructured(model.layer2[0].conv1, "weight", 0.5)
+    state = model.state_dict()
+    hidden = model.layer2[0].conv1.weight == 0
+    _, record = prune(network(), method="weight", ratio=0.2, image_size=16)
+    with pytest.warns(UserWarning, match="assumed"):
+        slim, again = prune(state, ratio=0.0, image_size=16, earlier=record)
+    assert again.state.masks.keys() == record.state.masks.keys()
+    assert not slim.layer2[0].conv1.weight[hidden].any()
 
 
 def test_a_criterion_that_wants_images_leaves_the_network_alone():
@@ -59,7 +96,7 @@ def test_a_criterion_that_wants_images_leaves_the_network_alone():
         ({"ratio": 1.5}, "--ratio 1.5 is not in"),
         ({"ratio": 0.5, "target_macs": 0.5}, "not allowed with"),
         ({"skip": "layer9"}, "layer9"),
-        ({"method": "weight", "pattern": "2:4", "allocation": "layer"}, "no --criterion"),
+        ({"method": "weight", "pattern": "2:4", "allocation": "layer"}, "leave out --criterion"),
         ({"min_keep": 2.5}, "--min-keep 2.5"),
         ({"min_keep": float("nan")}, "--min-keep nan"),
         ({"skip": "../up"}, "no such name"),
@@ -69,6 +106,11 @@ def test_a_criterion_that_wants_images_leaves_the_network_alone():
 def test_what_does_not_fit_is_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         prune(network(), image_size=16, **flags)
+
+
+def test_an_older_config_that_is_refused_now_has_a_name():
+    config = PruningConfig("weight", None, pattern="2:4", criterion="magnitude", allocation="layer")
+    assert name_of([config]) == "weight-pattern2:4-layer"
 
 
 def test_a_method_has_a_state_of_its_own():
