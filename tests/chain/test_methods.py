@@ -197,7 +197,7 @@ def test_a_latency_target_is_met_on_the_clock():
 
 def test_latency_on_the_real_clock(work, monkeypatch):
     monkeypatch.chdir(work)
-    monkeypatch.setattr("measurement.timing.PATIENCE", 1)
+    monkeypatch.setattr("measurement.timing.PATIENCE", 0)
     flags = [*NET, *DATA, "--scope", "all", "--batch-size", "256", "--no-eval"]
     parser = res50prune.build_parser()
     output = res50prune.main(parser.parse_args([*flags, "--target-latency", "0.9"]))

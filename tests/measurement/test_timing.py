@@ -78,6 +78,7 @@ def test_a_machine_that_drifts_gives_sound_speedups():
     assert np.median(c.own) > 2 * np.median(b.own)  # each by itself says something else
 
 
-def test_latency_is_relative_to_the_dense_network():
+def test_latency_is_relative_to_the_dense_network(monkeypatch):
+    monkeypatch.setattr("measurement.timing.PATIENCE", 1)
     dense, slim = lively(new_spec(56, 10, width=16)), lively(new_spec(20, 10, width=4))
     assert relative_latency(dense, (8, 3, 16, 16), REFERENCE, slim) < 0.8
