@@ -27,6 +27,11 @@ IMPORTANCE = {
 }
 
 
+def _channels(norm: nn.BatchNorm2d) -> list[list[float]]:
+    parts = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return torch.stack(parts, 1).tolist()
+
+
 class TorchPruning(Method):
     flags = ("target_macs",)
     allocations = ("global",)
@@ -57,11 +62,10 @@ class TorchPruning(Method):
             pruner.step()
         kept = {}
         for group in channel_groups(spec_of(model)):
-            if group.scope == "inner":  # a running mean says which channel it was
+            if group.scope == "inner":  # all numbers of a BatchNorm tell which channel it was
                 norm = group.norms[0].layer
-                before = model.get_submodule(norm).running_mean.tolist()
-                left = theirs.get_submodule(norm).running_mean.tolist()
-                kept[group.name] = torch.tensor([before.index(value) for value in left])
+                before, left = (_channels(m.get_submodule(norm)) for m in (model, theirs))
+                kept[group.name] = torch.tensor([before.index(channel) for channel in left])
         self.state.kept = {name: index.tolist() for name, index in kept.items()}
         slim = cut(model, kept)
         return Pruned(slim, slim, mask_channels(model, kept), 0.0, [])
