@@ -4,25 +4,26 @@
     python finetune.py --plugin docs/trials_plugin.py --method held --ratio 0.6
     python main.py --plugin docs/trials_plugin.py --method decayed --gradual --target-macs 0.1
 
-held: filters are zeroed once an epoch, as in `soft --schedule he2018`. At half-time the choice is
-frozen, and from there on filters and BatchNorms are held at zero. decayed: `l1` while training;
-filters and BatchNorms shrink before their channel closes.
+held: filters are zeroed once an epoch, as in `soft --schedule he2018`, until half of the epochs
+are over. Then the choice is frozen, and filters and BatchNorms are held at zero at every step.
+decayed: `l1` while training; filters and BatchNorms shrink before their channel closes.
 """
 
-import math
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
 from models import Cost, Group
 from pruning import METHODS, Task
-from pruning.allocation import Kept, not_kept
+from pruning.allocation import not_kept
 from pruning.filters import Filters
-from pruning.gates import EVERY, RAMP
-from pruning.method import cubic
-from pruning.selection import choose
-from pruning.zeroing import Zeroing
+from pruning.gates import EVERY, RAMP, GatedState
+from pruning.method import FILTER_FLAGS, Measure, cubic
+from pruning.selection import as_lists, choose
+from pruning.zeroing import SoftState, Zeroing
 
 AHEAD = 0.1  # of a training: how long a channel shrinks before it closes
 LEFT = 0.05  # what that leaves of it, if the loss does not object
@@ -32,7 +33,7 @@ LEFT = 0.05  # what that leaves of it, if the loss does not object
 def shrink(
     model: nn.Module,
     groups: list[Group],
-    kept: Kept | dict[str, list[int]],
+    kept: dict[str, list[int]],
     factor: float,
     optimizer: torch.optim.Optimizer,
 ) -> None:
@@ -47,24 +48,43 @@ def shrink(
                     momentum[index] *= factor
 
 
+@dataclass
+class HeldState(SoftState):
+    frozen: bool = False
+
+
 class Held(Zeroing):
+    State = HeldState
+    flags = FILTER_FLAGS
+
     def on_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int
     ) -> None:
         super().on_step(model, optimizer, step, steps)
-        if self.state.pending and step >= steps / 2:
+        if self.state.pending and self.state.frozen:
             shrink(model, self.groups, self.state.kept, 0.0, optimizer)
 
-    def on_epoch(self, model: nn.Module, progress: float, rows: list, measure: object) -> dict:
-        return super().on_epoch(model, progress, rows, measure) if progress <= 0.5 else {}
+    def on_epoch(
+        self, model: nn.Module, progress: float, rows: list[dict[str, Any]], measure: Measure
+    ) -> dict[str, Any]:
+        if not self.state.pending or self.state.frozen:
+            return {}
+        told = super().on_epoch(model, progress, rows, measure)
+        if progress >= 0.5:
+            self.state.frozen, self.state.history = True, []
+        return {"regrown": told["regrown"], "top1_unmasked": told["top1_unmasked"]}
+
+
+@dataclass
+class DecayedState(GatedState):
+    soon: dict[str, list[int]] = field(default_factory=dict)  # what will be left, AHEAD of the ramp
 
 
 class Decayed(Filters):
+    State = DecayedState
     defaults = MappingProxyType({"gradual": True})
-
-    def on_start(self, model: nn.Module) -> None:
-        super().on_start(model)
-        self.soon: Kept = {}  # what will be left, AHEAD of the ramp
+    flags = ("target_macs", "target_params", "scope", "min_keep", "round_to", "gradual", "ramp")
+    allocations = ("layer", "global", "cost")
 
     def on_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, steps: int
@@ -75,11 +95,12 @@ class Decayed(Filters):
         groups, state = self.gates.groups, self.state
         if step % EVERY == 0:
             start, end = self.config.ramp or RAMP
-            soon = ((step + 1) / steps + AHEAD - start) / (end - start)
+            share = cubic(max(0.0, ((step + 1) / steps + AHEAD - start) / (end - start)))
             task = Task(Cost(*state.dense_cost), state.image_size)
             closed = {g.name: not_kept(g.size, state.kept[g.name]) for g in groups}
-            _, self.soon, _ = choose(model, self.config, task, cubic(max(0.0, soon)), closed=closed)
-        shrink(model, groups, self.soon, math.exp(math.log(LEFT) / (AHEAD * steps)), optimizer)
+            _, kept, _ = choose(model, self.config, task, share, closed=closed)
+            state.soon = as_lists(kept)
+        shrink(model, groups, state.soon, LEFT ** (1 / (AHEAD * steps)), optimizer)
 
 
 METHODS |= {"held": Held, "decayed": Decayed}

@@ -19,7 +19,7 @@ from .method import Pruned, Record, Task
 from .refit import refit
 from .selection import with_fast_widths
 from .soft import Soft
-from .surgery import verify
+from .surgery import cut_spec, verify
 from .weight import Weight
 
 METHODS.update(l1=Filters, soft=Soft, weight=Weight)
@@ -30,11 +30,13 @@ def prune_step(
 ) -> tuple[Pruned, Record]:
     """Prune a network that `earlier` pruning may have left; it is not changed.
 
-    Raises ValueError for a config that does not fit the network.
+    Raises ValueError for a config that does not fit the network, or leaves it as it is.
     """
     method = method_class(config)(config)
     pruned = method.prune(model, task)
     before, after = (costs(m, task.image_size)["effective_macs"] for m in (model, pruned.network))
+    if before == after and pruned.ratio and not method.state.pending:
+        raise ValueError("nothing is removed: --min-keep, --round-to or --skip keep it all")
     dense = earlier.dense if earlier else spec_of(model)
     steps = [*(earlier.steps if earlier else []), config]
     return pruned, Record(steps, pruned.ratio, dense, 1 - after / before, method.state)
@@ -55,8 +57,8 @@ def prune(
     images and labels to a criterion that wants them, each time it is called. `earlier` is the
     record of a network that was pruned before: its masks are applied again, a target is a share of
     its dense network, and a ratio one of what is left. Raises ValueError for what cannot be read,
-    for flags that do not fit or whose pruning needs a training, RuntimeError if the copy computed
-    something else than the masked original.
+    for flags that do not fit, remove nothing or need a training, RuntimeError if the copy computed
+    something else than the masked original, on random input.
     """
     model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
     if image_size is None and model.conv1.kernel_size != (3, 3):
@@ -73,11 +75,15 @@ def prune(
     pruned, record = prune_step(model, with_fast_widths(resolve(flags), dense), task, earlier)
     if record.state.pending:
         raise ValueError("this pruning happens while training: see finetune.py")
-    x = torch.randn(4, 3, image_size, image_size).to(next(model.parameters()))
-    verify(pruned.reference, pruned.network, x)
+    verify(pruned.reference, pruned.network, _noise(image_size, next(model.parameters())))
     if record.steps[-1].refit:
         refit(copy.deepcopy(model), pruned.network, record.state.kept_channels(), batches)
-    return pruned.model, record
+    return pruned.model.train(isinstance(network, nn.Module) and network.training), record
+
+
+def _noise(size: int, like: Tensor) -> Tensor:
+    """Four inputs, the same each time, of the type and on the device of `like`."""
+    return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _require_record_of(model: ResNet, record: Record) -> None:
@@ -90,6 +96,8 @@ def _require_record_of(model: ResNet, record: Record) -> None:
     before, after = record.dense["widths"], spec["widths"]
     same = all(spec[key] == record.dense[key] for key in spec.keys() - {"widths", "pads"})
     same &= before.keys() == after.keys() and all(after[name] <= before[name] for name in after)
+    if same and len(record.steps) == 1 and record.state.kept:  # then it tells what is left
+        same = after == cut_spec(record.dense, record.state.kept_channels())["widths"]
     for name, mask in record.state.masks.items():
         same &= name in layers and layers[name].weight.shape == mask.shape
     if not same:
@@ -112,7 +120,7 @@ def _read(
     found = import_weights(network.state_dict(), eps=norms[0].eps if norms else None)
     place = next(network.parameters())
     model = build(found.spec, found.state_dict).to(place.device)
-    x = torch.randn(4, 3, *[image_size or 32] * 2).to(place)
+    x = _noise(image_size or 32, place)
     modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.no_grad():

@@ -98,11 +98,11 @@ class Zeroing(Method):
         targets = config.target_macs, config.target_params, config.target_latency
         if config.allocation == "global" and any(targets):
             # The ratio is solved now; where a global threshold will cut in the end is not known.
-            raise ValueError("a target with --method soft needs --threshold layer")
+            raise ValueError("a target with --method soft needs --allocation layer")
         ratio, kept, rows = choose(model, config, task)
         everything = {g.name: list(range(g.size)) for g in channel_groups(spec_of(model))}
         multiple = config.round_to or 1
-        self.state = SoftState(everything, dict(task.masks), True, ratio, multiple)
+        self.state = self.State(everything, dict(task.masks), True, ratio, multiple)
         return Pruned(model, cut(model, kept), mask_channels(model, kept), ratio, rows)
 
     def on_start(self, model: nn.Module) -> None:

@@ -126,7 +126,7 @@ def fit(
         run.save_state({**training.state(), "images": seen}, rows)
         say(_line(rows, recipe.epochs))
     slim, state = method.finish(training.model)
-    if state.kept and slim is not training.model:  # before BatchNorm is recalibrated
+    if slim is not training.model:  # before BatchNorm is recalibrated
         _check(mask_channels(training.on_cpu(), state.kept_channels()), slim, data)
     return Trained(*finish(), rows)
 

@@ -56,6 +56,29 @@ def test_a_record_of_another_network_is_refused(spec, how):
         prune(network(), ratio=0.3, image_size=16, earlier=record)
 
 
+def test_the_record_of_the_small_network_is_refused_with_the_large_one():
+    model = network()
+    _, record = prune(model, ratio=0.3, image_size=16)
+    with pytest.raises(ValueError, match="record of another network"):
+        prune(model, ratio=0.3, image_size=16, earlier=record)
+
+
+def test_a_cut_that_removes_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing is removed"):
+        prune(network(), ratio=0.2, min_keep=64, image_size=16)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_copy_is_in_the_mode_of_the_network_and_no_random_number_is_used_up(training):
+    model = network().train(training)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    slim, _ = prune(model, ratio=0.3, image_size=16)
+    assert slim.training == slim.bn1.training == model.training == training
+    assert torch.rand(1) == expected
+
+
 def test_what_is_no_record_is_refused():
     with pytest.raises(ValueError, match="earlier is a dict"):
         prune(network(), ratio=0.3, image_size=16, earlier={})

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import cost_of, new_spec, spec_of
+from models import channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, resolve
-from pruning.allocation import not_kept
+from pruning.allocation import keep_count, not_kept
 from pruning.surgery import logit_difference
 from tests.conftest import lively
 from utils.cli import load_plugins
@@ -25,9 +25,9 @@ def _plugin():
     METHODS.update(ours)
 
 
-def trained(name, until, **flags):
+def trained(name, until, seed=0, **flags):
     """A thin network after `until` of STEPS steps on noise in four epochs, and its method."""
-    model = lively(new_spec(20, 10, width=4))
+    model = lively(new_spec(20, 10, width=4), seed)
     method = METHODS[name](resolve({"method": name, "ratio": 0.5, **flags}))
     method.prune(model, Task(cost_of(spec_of(model))))
     method.on_start(model)
@@ -41,25 +41,52 @@ def trained(name, until, **flags):
         method.on_step(model, optimizer, step, STEPS)
         if (step + 1) % (STEPS // 4) == 0:
             method.on_epoch(model, (step + 1) / STEPS, [], lambda network: (0.0, 0.0))
-    return model, method
+    return model, method, optimizer
 
 
 def test_held_filters_move_before_half_time_and_are_gone_after_it():
-    x = torch.randn(4, 3, 8, 8)
+    x, chosen = torch.randn(4, 3, 8, 8), {}
     for until, same in ((STEPS // 2 - 1, False), (STEPS // 2 + 1, True), (STEPS, True)):
-        model, method = trained("held", until)
-        slim, _ = method.finish(model)
+        model, method, _ = trained("held", until)
+        slim, state = method.finish(model)
         assert spec_of(slim)["widths"]["layer3.0.conv1"] == 8
         difference, largest = logit_difference(model, slim, x)
         assert (difference <= 1e-4 * largest) == same, until
+        assert bool(state.history) != same
+        chosen[until] = state.kept
+    assert chosen[STEPS] == chosen[STEPS // 2 + 1]
+
+
+def test_a_choice_that_was_frozen_stays_whatever_the_norms_become():
+    model, method, _ = trained("held", STEPS // 2)
+    frozen = dict(method.state.kept)
+    with torch.no_grad():
+        for group in channel_groups(spec_of(model)):
+            if group.scope == "inner":
+                model.get_submodule(group.name).weight[frozen[group.name]] = 0
+    method.on_epoch(model, 0.75, [], lambda network: (0.0, 0.0))
+    assert method.state.kept == frozen
 
 
 def test_filters_and_batchnorms_shrink_before_their_channel_closes():
-    model, method = trained("decayed", 6, ramp=(0.05, 0.15))
-    usual, _ = trained("l1", 6, ramp=(0.05, 0.15), gradual=True)
-    for name, kept in method.soon.items():
-        gone = not_kept(model.get_submodule(name).out_channels, kept)
-        assert gone.any()
+    model, method, optimizer = trained("decayed", 6, ramp=(0.05, 0.15))
+    usual, _, moving = trained("l1", 6, ramp=(0.05, 0.15), gradual=True)
+    left = {"decayed": 0.0, "l1": 0.0}  # of the momentum of what shrinks
+    for name, kept in method.state.soon.items():
+        size = model.get_submodule(name).out_channels
+        assert len(method.state.kept[name]) == size > len(kept) > size // 2 - 1  # still open
+        gone = not_kept(size, kept)
         for layer in (name, name.replace("conv", "bn")):
-            ours, theirs = (m.get_submodule(layer).weight[gone] for m in (model, usual))
-            assert ours.norm() < 0.3 * theirs.norm(), layer
+            ours, theirs = (m.get_submodule(layer).weight for m in (model, usual))
+            assert ours[gone].norm() < 0.3 * theirs[gone].norm(), layer
+            left["decayed"] += optimizer.state[ours]["momentum_buffer"][gone].norm()
+            left["l1"] += moving.state[theirs]["momentum_buffer"][gone].norm()
+    assert left["decayed"] < 0.5 * left["l1"]
+
+
+def test_what_shrinks_is_what_a_later_point_of_the_ramp_closes():
+    model, method, _ = trained("decayed", 1, ramp=(0.05, 0.85))
+    # A tenth of the training after step 1, (1/64 + 0.1 - 0.05) / 0.8 of the ramp are over.
+    share = 1 - (1 - (1 / STEPS + 0.05) / 0.8) ** 3
+    for name, kept in method.state.soon.items():
+        assert len(kept) == keep_count(model.get_submodule(name).out_channels, share * 0.5)

@@ -7,6 +7,7 @@ import torch
 
 from models import build, new_spec
 from pruning import Method, PruningConfig
+from pruning.surgery import cut
 from utils import data as D
 from utils.checkpoint import CheckpointError
 from utils.config import LR_SCHEDULES, Recipe
@@ -190,6 +191,18 @@ def test_a_method_sees_every_step_and_epoch(tmp_path, data):
     _, rows = train(tmp_path, data, method=watch)
     assert steps == [(step, 8) for step in range(8)]
     assert [row["progress"] for row in rows] == [0.5, 1]
+
+
+class Careless(Method):
+    """A method that hands over less than what was trained."""
+
+    def finish(self, model):
+        return cut(model, {"layer1.0.conv1": torch.tensor([0, 1, 2])}), self.state
+
+
+def test_what_is_handed_over_must_compute_what_was_trained(tmp_path, data):
+    with pytest.raises(RuntimeError, match="computes something else"):
+        train(tmp_path, data, method=Careless())
 
 
 def test_schedules_by_hand():
