@@ -1,4 +1,4 @@
-"""A plugin: two ways of pruning that were tried, and are not in the product; see choices.md.
+"""A plugin: ways of pruning that were tried, and are not in the product; see choices.md.
 
     python res50prune.py --plugin docs/trials_plugin.py --method held --ratio 0.6
     python finetune.py --plugin docs/trials_plugin.py --method held --ratio 0.6
@@ -7,22 +7,26 @@
 held: filters are zeroed once an epoch, as in `soft --schedule he2018`, until half of the epochs
 are over. Then the choice is frozen, and filters and BatchNorms are held at zero at every step.
 decayed: `l1` while training; filters and BatchNorms shrink before their channel closes.
+straight: `soft`, but filters behind closed gates learn as if these were open.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models import Cost, Group
 from pruning import METHODS, Task
 from pruning.allocation import not_kept
 from pruning.filters import Filters
-from pruning.gates import EVERY, RAMP, GatedState
+from pruning.gates import EVERY, RAMP, GatedState, read_gated
 from pruning.method import FILTER_FLAGS, Measure, cubic
 from pruning.selection import as_lists, choose
+from pruning.soft import Soft
 from pruning.zeroing import SoftState, Zeroing
 
 AHEAD = 0.1  # of a training: how long a channel shrinks before it closes
@@ -103,4 +107,24 @@ class Decayed(Filters):
         shrink(model, groups, state.soon, LEFT ** (1 / (AHEAD * steps)), optimizer)
 
 
-METHODS |= {"held": Held, "decayed": Decayed}
+def _read_straight(reader: nn.Conv2d | nn.Linear, gate: Tensor, x: Tensor) -> Tensor:
+    """What `reader` gives of its gated input; its gradient for `x` is that without the gate."""
+    shut = reader.weight.detach() * (1 - gate.detach()).view(-1, *[1] * (reader.weight.dim() - 2))
+    if isinstance(reader, nn.Linear):
+        passed = F.linear(x, shut)
+    else:
+        passed = F.conv2d(x, shut, None, reader.stride, reader.padding)
+    return read_gated(reader, gate, x) + passed - passed.detach()
+
+
+class Straight(Soft):
+    defaults = {"criterion": "gate", "schedule": "cubic"}
+
+    def on_start(self, model: nn.Module) -> None:
+        super().on_start(model)
+        for layer, gate in self.gates.by_reader.items() if self.gates else ():
+            reader = model.get_submodule(layer)
+            reader.forward = partial(_read_straight, reader, gate)
+
+
+METHODS |= {"straight": Straight, "held": Held, "decayed": Decayed}

@@ -29,7 +29,7 @@ EVERY = 32  # steps between two choices
 MEMORY = 0.99  # of the average of the gates' effects, for each step
 
 
-def _read(reader: nn.Conv2d | nn.Linear, gate: Tensor, x: Tensor) -> Tensor:
+def read_gated(reader: nn.Conv2d | nn.Linear, gate: Tensor, x: Tensor) -> Tensor:
     """What `reader` gives of its gated input: a factor on what it reads is one on its weights."""
     weight = reader.weight * gate.view(-1, *[1] * (reader.weight.dim() - 2))
     if isinstance(reader, nn.Linear):
@@ -46,17 +46,17 @@ class Gates:
 
     def __init__(self, model: nn.Module, groups: list[Group], watched: bool = True) -> None:
         self.groups = groups
-        self._gates: dict[str, Tensor] = {}  # by the layer that reads
+        self.by_reader: dict[str, Tensor] = {}  # by the layer that reads: a gate for each input
         # Of each group the gates, and where its channels are in them.
         self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {group.name: [] for group in groups}
         for group in groups:
             for layer, channels in group.consumers:
                 reader = model.get_submodule(layer)
-                if layer not in self._gates:
+                if layer not in self.by_reader:
                     gate = torch.ones(reader.weight.shape[1], device=reader.weight.device)
-                    self._gates[layer] = gate.requires_grad_(watched)
-                    reader.forward = partial(_read, reader, gate)
-                gate = self._gates[layer]
+                    self.by_reader[layer] = gate.requires_grad_(watched)
+                    reader.forward = partial(read_gated, reader, gate)
+                gate = self.by_reader[layer]
                 index = torch.tensor(channels, device=gate.device)
                 self._parts[group.name].append((gate, index))
 
@@ -79,7 +79,7 @@ class Gates:
         )
         if dist.is_initialized():
             dist.all_reduce(found)
-        for gate in self._gates.values():
+        for gate in self.by_reader.values():
             gate.grad = None
         parts = found.split([group.size for group in self.groups])
         return {group.name: part for group, part in zip(self.groups, parts, strict=True)}

@@ -90,3 +90,17 @@ def test_what_shrinks_is_what_a_later_point_of_the_ramp_closes():
     share = 1 - (1 - (1 / STEPS + 0.05) / 0.8) ** 3
     for name, kept in method.state.soon.items():
         assert len(kept) == keep_count(model.get_submodule(name).out_channels, share * 0.5)
+
+
+def test_a_filter_behind_a_closed_gate_learns_as_if_it_were_open():
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    logits, gradients = [], []
+    for name in ("soft", "straight"):
+        model, method, _ = trained(name, 0)
+        kept = method.state.kept | {"layer2.1.conv1": list(range(1, 8))}
+        method.gates.close({name: torch.tensor(index) for name, index in kept.items()})
+        logits.append(model.train()(x))
+        F.cross_entropy(logits[-1], y).backward()
+        gradients.append(model.layer2[1].conv1.weight.grad[0].norm().item())
+    torch.testing.assert_close(*logits)
+    assert gradients[0] == 0 < gradients[1]
