@@ -41,7 +41,7 @@ def by_filter(function: Callable[[Tensor], Tensor]) -> Criterion:
     def criterion(model: nn.Module, groups: list[Group], calibration: Calibration) -> Scores:
         def scores(span: Span) -> Tensor:
             w = model.get_submodule(span.layer).weight[list(span.channels)].flatten(1)
-            found = function(w)
+            found = function(w.to(torch.promote_types(w.dtype, torch.float32)))
             if found.shape != (len(w),):
                 told = f"a criterion gives {tuple(found.shape)} scores for {len(w)} filters"
                 raise ValueError(told)

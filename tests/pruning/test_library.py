@@ -63,9 +63,50 @@ def test_the_record_of_the_small_network_is_refused_with_the_large_one():
         prune(model, ratio=0.3, image_size=16, earlier=record)
 
 
-def test_a_cut_that_removes_nothing_is_refused():
+def test_a_record_of_two_prunings_is_refused_with_an_earlier_network():
+    model = network()
+    once, first = prune(model, ratio=0.3, image_size=16)
+    twice, second = prune(once, ratio=0.3, image_size=16, earlier=first)
+    assert len(prune(twice, ratio=0.3, image_size=16, earlier=second)[1].steps) == 3
+    for other in (model, once):
+        with pytest.raises(ValueError, match="record of another network"):
+            prune(other, ratio=0.3, image_size=16, earlier=second)
+
+
+def test_a_state_dict_whose_residual_stream_was_cut_is_of_its_record():
+    slim, record = prune(lively(new_spec(10, 10, width=16)), target_macs=0.5)
+    assert slim.conv1.out_channels < 16
+    with pytest.warns(UserWarning, match="assumed"):
+        slimmer, again = prune(slim.state_dict(), target_macs=0.25, earlier=record)
+    share = cost_of(spec_of(slimmer)).macs / cost_of(record.dense).macs
+    assert share == pytest.approx(0.25, abs=0.03)
+    assert again.dense == record.dense
+
+
+@pytest.mark.parametrize("gradual", [False, True])
+def test_a_cut_that_removes_nothing_is_refused(gradual):
+    config = resolve({"ratio": 0.2, "min_keep": 64, "gradual": gradual})
     with pytest.raises(ValueError, match="nothing is removed"):
-        prune(network(), ratio=0.2, min_keep=64, image_size=16)
+        prune_step(network(), config, Task(cost_of(NARROW, 16), 16))
+
+
+@pytest.mark.parametrize("ratio", [0.0, [0.0, 0.0, 0.0]])
+def test_a_cut_of_nothing_may_be_asked_for(ratio):
+    slim, _ = prune(network(), ratio=ratio, image_size=16)
+    assert spec_of(slim) == NARROW
+
+
+def test_filters_that_are_zero_already_may_be_cut():
+    model = network()
+    for parameter in model.layer3[2].parameters():
+        nn.init.zeros_(parameter)
+    slim, _ = prune(model, ratio=0.5, skip=["layer1", "layer2", "layer3.0", "layer3.1"])
+    assert slim.layer3[2].conv1.out_channels == 16
+
+
+def test_a_module_of_another_library_may_be_in_bf16():
+    slim, _ = prune(theirs().bfloat16(), ratio=0.5, image_size=64)
+    assert slim.layer1[0].conv1.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -213,7 +254,7 @@ def test_what_gives_no_logits_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_type_of_the_weights_is_kept(dtype):
-    slim, _ = prune(build(new_spec(20, 10, width=8)).to(dtype), ratio=0.5)
+    slim, _ = prune(build(new_spec(20, 10, width=8)).to(dtype), ratio=0.5, criterion="fpgm")
     assert slim.fc.weight.dtype == dtype
 
 
