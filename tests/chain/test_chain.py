@@ -134,7 +134,7 @@ def test_a_changed_input_is_noticed(work):
                 "0.5",
             ],
             2,
-            "threshold layer",
+            "--allocation layer",
         ),
         (
             ["--target-latency", "0.5", "--skip", "conv1", "layer1", "layer2", "layer3"],
