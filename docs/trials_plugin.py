@@ -118,8 +118,6 @@ def _read_straight(reader: nn.Conv2d | nn.Linear, gate: Tensor, x: Tensor) -> Te
 
 
 class Straight(Soft):
-    defaults = {"criterion": "gate", "schedule": "cubic"}
-
     def on_start(self, model: nn.Module) -> None:
         super().on_start(model)
         for layer, gate in self.gates.by_reader.items() if self.gates else ():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from models import build
 
@@ -34,6 +35,16 @@ def lively(spec, seed=0):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2.0)
     return model
+
+
+def step_on_noise(model, method, optimizer, step, steps):
+    """One update as utils/train.py does it, on four random images of 10 classes."""
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    optimizer.zero_grad()
+    F.cross_entropy(model.train()(x), y).backward()
+    method.on_gradients(model)
+    optimizer.step()
+    method.on_step(model, optimizer, step, steps)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pruning import METHODS, Record, Task, resolve
 from pruning.gates import Gates
 from pruning.selection import with_fast_widths
 from pruning.surgery import cut, cut_tensors, mask_channels
-from tests.conftest import lively
+from tests.conftest import lively, step_on_noise
 
 EVERY = 4  # steps between choices, here
 
@@ -84,12 +84,7 @@ def train(model, method, epochs=10, steps=2 * EVERY):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     rows, total = [], epochs * steps
     for step in range(total):
-        x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
-        optimizer.zero_grad()
-        F.cross_entropy(model.train()(x), y).backward()
-        method.on_gradients(model)
-        optimizer.step()
-        method.on_step(model, optimizer, step, total)
+        step_on_noise(model, method, optimizer, step, total)
         if (step + 1) % steps == 0:
             progress = (step + 1) / total
             rows.append(method.on_epoch(model, progress, rows, None))

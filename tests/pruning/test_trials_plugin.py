@@ -10,7 +10,7 @@ from models import channel_groups, cost_of, new_spec, spec_of
 from pruning import METHODS, Task, resolve
 from pruning.allocation import keep_count, not_kept
 from pruning.surgery import logit_difference
-from tests.conftest import lively
+from tests.conftest import lively, step_on_noise
 from utils.cli import load_plugins
 
 STEPS = 64
@@ -33,12 +33,7 @@ def trained(name, until, seed=0, **flags):
     method.on_start(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(until):
-        x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
-        optimizer.zero_grad()
-        F.cross_entropy(model.train()(x), y).backward()
-        method.on_gradients(model)
-        optimizer.step()
-        method.on_step(model, optimizer, step, STEPS)
+        step_on_noise(model, method, optimizer, step, STEPS)
         if (step + 1) % (STEPS // 4) == 0:
             method.on_epoch(model, (step + 1) / STEPS, [], lambda network: (0.0, 0.0))
     return model, method, optimizer
