@@ -15,7 +15,7 @@ class Span(NamedTuple):
 class Group(NamedTuple):
     """Channels that exist together or not at all.
 
-    An *inner* group lives inside a block. A *residual* group runs along the residual sum: all
+    An *inner* group lives inside a block. A *residual* group runs along the residual stream: all
     convolutions that add to it produce it, and all that read from it consume it.
     """
 
@@ -60,7 +60,7 @@ class _Walk:
 
 
 def _residual_behind(walk: _Walk, plan: BlockPlan, incoming: list[str], spec: Spec) -> list[str]:
-    """The channels of the residual sum behind a block."""
+    """The channels of the residual stream behind a block."""
     size = spec["widths"][f"{plan.name}.{plan.convs[-1].name}"]
     if plan.shortcut == "identity":
         return incoming

@@ -16,7 +16,7 @@ ALLOCATION = (
     "alone; search: best ratio for each stage (default: layer for a ratio, cost for a target)"
 )
 SCOPE = (
-    "inner: within blocks; all: residual sum, too (default: inner for a ratio, all for a target)"
+    "inner: within blocks; all: residual stream, too (default: inner for a ratio, all for a target)"
 )
 SCHEDULE = "soft: cubic: closed by gates; he2018, asymptotic: zeroed once an epoch (default: cubic)"
 RAMP = "of pruning while training, as fractions of it (default: 0.1 0.5; weight: 0 0.75)"

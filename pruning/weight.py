@@ -7,12 +7,13 @@ channels that provably contribute nothing are cut out.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import channel_groups, spec_of
+from models import Group, channel_groups, spec_of
 
 from .allocation import Kept, keep_count, matches
 from .config import PruningConfig
@@ -110,31 +111,43 @@ def idle_channels(model: nn.Module) -> Kept:
     """Groups with channels that provably contribute nothing, and the channels that do.
 
     A channel is idle if nothing reads it (all weights that do are zero), or if what is read is
-    always zero: an inner channel whose filters are zero and whose BatchNorms, or bias, turn zero
-    into something that the ReLU removes. The shift of a BatchNorm alone can keep a channel alive.
+    always zero.
     """
     kept = {}
     for group in channel_groups(spec_of(model)):
-        read = torch.zeros(group.size, dtype=torch.bool)
+        useful = torch.zeros(group.size, dtype=torch.bool)
         for layer, channels in group.consumers:
             weight = model.get_submodule(layer).weight.transpose(0, 1)[list(channels)]
-            read |= weight.flatten(1).ne(0).any(1).cpu()
-        alive = torch.full((group.size,), group.scope == "residual")
-        for layer, channels in group.producers:
-            module, own = model.get_submodule(layer), list(channels)
-            alive |= module.weight[own].flatten(1).ne(0).any(1).cpu()
-            if module.bias is not None:
-                alive |= (module.bias[own] > 0).cpu()
-        for layer, channels in group.norms:
-            norm, own = model.get_submodule(layer), list(channels)
-            scale = norm.weight[own] / (norm.running_var[own] + norm.eps).sqrt()
-            alive |= (norm.bias[own] - norm.running_mean[own] * scale > 0).cpu()
-        useful = (read & alive).nonzero().flatten()
-        if 0 < len(useful) < group.size:
-            kept[group.name] = useful
-        elif len(useful) == 0 and group.size > 1:
+            useful |= weight.flatten(1).ne(0).any(1).cpu()
+        if group.scope == "inner":
+            useful &= _can_be_positive(model, group)
+        left = useful.nonzero().flatten()
+        if 0 < len(left) < group.size:
+            kept[group.name] = left
+        elif len(left) == 0 and group.size > 1:
             kept[group.name] = torch.tensor([0])  # a group is never emptied
     return kept
+
+
+def _can_be_positive(model: nn.Module, group: Group) -> Tensor:
+    """True (size,) for the channels of an inner group that can leave its last ReLU above zero.
+
+    A filter of zeros, of a depthwise convolution too, lets nothing pass, but the shift of the
+    BatchNorm behind it, or a bias, alone can keep a channel alive.
+    """
+    alive = torch.ones(group.size, dtype=torch.bool)
+    convs = (*group.producers, *group.passthrough)  # in the order of the data, like their norms
+    for (layer, channels), norm in zip_longest(convs, group.norms):
+        module, own = model.get_submodule(layer), list(channels)
+        if norm is None:  # in squeeze-and-excitation
+            shift = module.bias[own]
+        else:
+            bn = model.get_submodule(norm.layer)
+            scale = bn.weight[own] / (bn.running_var[own] + bn.eps).sqrt()
+            shift = bn.bias[own] - bn.running_mean[own] * scale
+        alive &= module.weight[own].flatten(1).ne(0).any(1).cpu()
+        alive |= (shift > 0).cpu()
+    return alive
 
 
 @dataclass

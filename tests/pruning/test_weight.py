@@ -172,6 +172,22 @@ def test_a_channel_that_only_shifts_is_not_idle():
     assert spec_of(weight_method({}).finish(model)[0])["widths"]["layer1.0.conv1"] == 15
 
 
+def test_a_channel_whose_depthwise_filter_is_zero_is_idle_unless_it_shifts():
+    spec = new_spec(26, 7, arch="resnet_de", width=8)
+    model = lively(spec)
+    with torch.no_grad():
+        model.layer2[0].conv2_dw.weight[2] = 0
+        model.layer2[0].bn2_dw.running_mean[2] = 0
+        model.layer2[0].bn2_dw.bias[2] = 0.7
+    assert spec_of(weight_method({}).finish(model)[0]) == spec
+    with torch.no_grad():
+        model.layer2[0].bn2_dw.bias[2] = -0.7
+    slim, _ = weight_method({}).finish(model)
+    assert spec_of(slim)["widths"]["layer2.0.conv2_dw"] == spec["widths"]["layer2.0.conv2_dw"] - 1
+    difference, largest = logit_difference(model, slim, torch.randn(4, 3, 32, 32))
+    assert difference <= 1e-5 * max(1.0, largest)
+
+
 def test_masks_are_cut_with_their_weights():
     masks = masks_for(lively(SPEC), ["layer1.0.conv2"], 0.5, USUAL)
     kept = {"layer1.0.conv1": torch.tensor([0, 7])}
