@@ -25,7 +25,7 @@ class Group(NamedTuple):
     stages: int
     size: int
     producers: list[Span]  # convolutions: output channels
-    norms: list[Span]  # BatchNorms behind the producers
+    norms: list[Span]  # BatchNorms behind the producers and depthwise layers, in that order
     passthrough: list[Span]  # layers that work on each channel by itself, or scale it
     consumers: list[Span]  # convolutions and the classifier: input channels
 

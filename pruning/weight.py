@@ -110,8 +110,8 @@ def pattern_masks(model: nn.Module, layers: list[str], kept: int, block: int) ->
 def idle_channels(model: nn.Module) -> Kept:
     """Groups with channels that provably contribute nothing, and the channels that do.
 
-    A channel is idle if nothing reads it (all weights that do are zero), or if what is read is
-    always zero.
+    A channel is idle if nothing reads it (all weights that do are zero), and an inner one also if
+    it can be seen that it is always zero.
     """
     kept = {}
     for group in channel_groups(spec_of(model)):
@@ -130,23 +130,23 @@ def idle_channels(model: nn.Module) -> Kept:
 
 
 def _can_be_positive(model: nn.Module, group: Group) -> Tensor:
-    """True (size,) for the channels of an inner group that can leave its last ReLU above zero.
+    """False (size,) for the channels of an inner group that are zero behind their ReLU, whatever
+    the image.
 
-    A filter of zeros, of a depthwise convolution too, lets nothing pass, but the shift of the
-    BatchNorm behind it, or a bias, alone can keep a channel alive.
+    Convolutions inside a block read what a ReLU left, so where no weight times its BatchNorm's
+    scale is positive, only the BatchNorm's shift can make the channel so.
     """
     alive = torch.ones(group.size, dtype=torch.bool)
-    convs = (*group.producers, *group.passthrough)  # in the order of the data, like their norms
-    for (layer, channels), norm in zip_longest(convs, group.norms):
-        module, own = model.get_submodule(layer), list(channels)
-        if norm is None:  # in squeeze-and-excitation
-            shift = module.bias[own]
+    for conv, norm in zip_longest((*group.producers, *group.passthrough), group.norms):
+        module = model.get_submodule(conv.layer)
+        weight = module.weight.flatten(1)
+        if norm is None:  # in squeeze-and-excitation, where inputs have both signs
+            lets_pass, shift = weight.ne(0), module.bias
         else:
             bn = model.get_submodule(norm.layer)
-            scale = bn.weight[own] / (bn.running_var[own] + bn.eps).sqrt()
-            shift = bn.bias[own] - bn.running_mean[own] * scale
-        alive &= module.weight[own].flatten(1).ne(0).any(1).cpu()
-        alive |= (shift > 0).cpu()
+            scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+            lets_pass, shift = (weight * scale[:, None]).gt(0), bn.bias - bn.running_mean * scale
+        alive = (alive & lets_pass.any(1).cpu()) | (shift > 0).cpu()
     return alive
 
 

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from models import build, new_spec, spec_of
+from models import build, new_spec
 from pruning import METHODS, resolve
 from pruning.masks import apply_masks, cut_masks
 from pruning.surgery import logit_difference
-from pruning.weight import cubic, masks_for, pattern_masks, weight_layers
+from pruning.weight import cubic, idle_channels, masks_for, pattern_masks, weight_layers
 from tests.conftest import lively
 
 SPEC = new_spec(20, 10)
@@ -137,55 +137,129 @@ def test_gradual_pruning_follows_the_schedule_and_never_returns():
         last = method.state.masks
 
 
-@pytest.mark.parametrize(
-    "spec", [SPEC, new_spec(18, 7, width=8), new_spec(26, 7, arch="resnet_de", width=8)]
-)
-@pytest.mark.parametrize("ratio", [0.9, 0.99, 0.999])
-def test_idle_channels_are_removed_and_nothing_changes(spec, ratio):
+SEPARABLE = new_spec(26, 7, arch="resnet_de", width=8)
+
+
+@pytest.mark.parametrize("spec", [SPEC, new_spec(18, 7, width=8), SEPARABLE])
+def test_idle_channels_are_removed_and_nothing_changes(spec):
     model = lively(spec)
-    with torch.no_grad():  # some channels that are silent once their filters are zero
+    with torch.no_grad():  # every fifth filter is zero
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.bias -= 0.5
-    layers, _ = weight_layers(model, [])
-    masks = masks_for(model, layers, ratio, USUAL)
+            if isinstance(module, nn.Conv2d):
+                module.weight[torch.rand(len(module.weight)) < 0.2] = 0
+                if module.bias is not None:
+                    module.bias.normal_()
+    x = torch.randn(4, 3, 32, 32)
+    assert model(x).std(0).max() > 1e-3  # it still looks at its images
+    slim, state = weight_method({}).finish(model)
+    assert state.channels_removed > 20
+    difference, largest = logit_difference(model, slim, x)
+    assert difference <= 1e-5 * max(1.0, largest)
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.999])
+def test_masks_fit_what_is_left_when_idle_channels_are_gone(ratio):
+    model = lively(SEPARABLE)
+    masks = masks_for(model, weight_layers(model, [])[0], ratio, USUAL)
     apply_masks(model, masks)
     slim, state = weight_method(masks).finish(model)
-    difference, largest = logit_difference(model, slim, torch.randn(4, 3, 32, 32))
-    assert difference <= 1e-5 * max(1.0, largest)
-    assert state.channels_removed > 0 or ratio == 0.9
+    assert state.channels_removed > 0
     for name, mask in state.masks.items():
         weight = slim.get_submodule(name).weight
         assert mask.shape == weight.shape
         assert not weight[~mask].any()
 
 
-def test_a_channel_that_only_shifts_is_not_idle():
+NO, NEGATIVE, MIXED = (0.0, 0.0), (0.0, -1.0), (1.0, -1.0)  # first weight of a filter, the others
+
+
+def set_filter(conv, weights):
+    """Of channel 2."""
+    first, others = weights
+    conv.weight[2] = others
+    conv.weight[2].view(-1)[0] = first
+
+
+def set_norm(norm, shift, scale=2.0):
+    """Let channel 2 leave with `shift` where zero goes in."""
+    norm.weight[2], norm.running_mean[2], norm.running_var[2] = scale, 0.5, 4
+    norm.bias[2] = 0.25 * scale + shift
+
+
+def is_idle(model, group):
+    kept = idle_channels(model).get(group)
+    return kept is not None and 2 not in kept
+
+
+@pytest.mark.parametrize(
+    ("conv", "shift", "depthwise", "depthwise_shift", "idle"),
+    [
+        (NO, -0.1, MIXED, -0.1, True),
+        (NO, 0.1, MIXED, -0.1, False),  # the shift goes through
+        (NO, 0.1, NEGATIVE, -0.1, True),
+        (NO, -0.1, MIXED, 0.1, False),
+        (NEGATIVE, -0.1, MIXED, -0.1, True),
+        (MIXED, -0.1, MIXED, -0.1, False),
+        (MIXED, -0.1, NO, -0.1, True),
+        (MIXED, 0.1, NO, 0.1, False),
+    ],
+)
+@torch.no_grad()
+def test_a_channel_is_idle_if_nothing_positive_can_leave_it(
+    conv, shift, depthwise, depthwise_shift, idle
+):
+    model = lively(SEPARABLE)
+    block = model.layer2[0]
+    set_filter(block.conv1, conv)
+    set_norm(block.bn1, shift)
+    set_filter(block.conv2_dw, depthwise)
+    set_norm(block.bn2_dw, depthwise_shift)
+    assert is_idle(model, "layer2.0.conv1") == idle
+
+
+@pytest.mark.parametrize(
+    ("weights", "scale", "idle"),
+    [(NEGATIVE, -2.0, False), (NEGATIVE, 2.0, True), (MIXED, 0.0, True), (MIXED, -2.0, False)],
+)
+@torch.no_grad()
+def test_a_negative_scale_turns_a_filter_around(weights, scale, idle):
     model = lively(SPEC)
-    with torch.no_grad():
-        model.layer1[0].conv1.weight[2] = 0
-        model.layer1[0].bn1.running_mean[2] = 0
-        model.layer1[0].bn1.bias[2] = 0.7  # survives the ReLU
-    assert spec_of(weight_method({}).finish(model)[0]) == SPEC
-    with torch.no_grad():
-        model.layer1[0].bn1.bias[2] = -0.7
-    assert spec_of(weight_method({}).finish(model)[0])["widths"]["layer1.0.conv1"] == 15
+    set_filter(model.layer1[0].conv1, weights)
+    set_norm(model.layer1[0].bn1, -0.1, scale)
+    assert is_idle(model, "layer1.0.conv1") == idle
 
 
-def test_a_channel_whose_depthwise_filter_is_zero_is_idle_unless_it_shifts():
-    spec = new_spec(26, 7, arch="resnet_de", width=8)
-    model = lively(spec)
-    with torch.no_grad():
-        model.layer2[0].conv2_dw.weight[2] = 0
-        model.layer2[0].bn2_dw.running_mean[2] = 0
-        model.layer2[0].bn2_dw.bias[2] = 0.7
-    assert spec_of(weight_method({}).finish(model)[0]) == spec
-    with torch.no_grad():
-        model.layer2[0].bn2_dw.bias[2] = -0.7
-    slim, _ = weight_method({}).finish(model)
-    assert spec_of(slim)["widths"]["layer2.0.conv2_dw"] == spec["widths"]["layer2.0.conv2_dw"] - 1
-    difference, largest = logit_difference(model, slim, torch.randn(4, 3, 32, 32))
-    assert difference <= 1e-5 * max(1.0, largest)
+@torch.no_grad()
+def test_what_a_norm_forgets_behind_a_filter_of_zeros_is_idle():
+    model = lively(SPEC)
+    set_filter(model.layer1[0].conv1, NO)
+    norm = model.layer1[0].bn1
+    for tensor in (norm.bias, norm.running_mean, norm.running_var):
+        tensor[2] = 0
+    assert is_idle(model, "layer1.0.conv1")
+
+
+@pytest.mark.parametrize(
+    ("weights", "bias", "idle"), [(NO, -1, True), (NO, 1, False), (NEGATIVE, -1, False)]
+)
+@torch.no_grad()
+def test_inputs_of_squeeze_and_excitation_have_both_signs(weights, bias, idle):
+    model = lively(SEPARABLE)
+    squeeze = model.layer4[0].se.fc1
+    set_filter(squeeze, weights)
+    squeeze.bias[2] = bias
+    assert is_idle(model, "layer4.0.se.fc1") == idle
+
+
+@torch.no_grad()
+def test_a_channel_that_nothing_reads_is_idle():
+    model = lively(SPEC)
+    for layer in ("layer1.0.conv1", "layer1.1.conv1", "layer1.2.conv1", "layer2.0.conv1"):
+        assert not is_idle(model, "layer1.residual")
+        model.get_submodule(layer).weight[:, 2] = 0
+    model.layer2[0].conv1.weight[:, 2] = 0
+    model.layer1[0].conv2.weight[:, 2] = 0
+    assert is_idle(model, "layer1.0.conv1")
 
 
 def test_masks_are_cut_with_their_weights():
