@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models import Group, channel_groups, spec_of
 
@@ -139,14 +140,14 @@ def _can_be_positive(model: nn.Module, group: Group) -> Tensor:
     alive = torch.ones(group.size, dtype=torch.bool)
     for conv, norm in zip_longest((*group.producers, *group.passthrough), group.norms):
         module = model.get_submodule(conv.layer)
-        weight = module.weight.flatten(1)
         if norm is None:  # in squeeze-and-excitation, where inputs have both signs
-            lets_pass, shift = weight.ne(0), module.bias
+            lets_pass, shift = module.weight != 0, module.bias
         else:
             bn = model.get_submodule(norm.layer)
-            scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-            lets_pass, shift = (weight * scale[:, None]).gt(0), bn.bias - bn.running_mean * scale
-        alive = (alive & lets_pass.any(1).cpu()) | (shift > 0).cpu()
+            known = bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            weight, shift = fuse_conv_bn_weights(module.weight, module.bias, *known)
+            lets_pass = weight > 0
+        alive = (alive & lets_pass.flatten(1).any(1).cpu()) | (shift > 0).cpu()
     return alive
 
 
