@@ -201,7 +201,8 @@ def test_latency_on_the_real_clock(work, monkeypatch):
     monkeypatch.setattr("measurement.timing.PATIENCE", 0)
     flags = [*NET, *DATA, "--scope", "all", "--batch-size", "256", "--no-eval"]
     parser = res50prune.build_parser()
-    output = res50prune.main(parser.parse_args([*flags, "--target-latency", "0.9"]))
+    # From about 0.45 to 1 can be reached, but one look at the clock may be off by a fifth.
+    output = res50prune.main(parser.parse_args([*flags, "--target-latency", "0.7"]))
     assert 0.5 < output["latency_share"] < 2
     assert output["macs"] < output["dense_macs"]
 
