@@ -18,13 +18,8 @@ case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; e
 case " $* " in *" --save"[\ =]*) echo "run.sh: the folders are fixed; leave --save out" >&2; exit 2 ;; esac
 fail() { echo "run.sh: $1" >&2; exit 2; }
 [ -z "${RATIOS:-}" ] || [ -z "${TARGETS:-}" ] || fail "RATIOS or TARGETS, not both"
-for switch in "ONE_TRAINING ${ONE_TRAINING:-0}" "CONTROLS ${CONTROLS:-0}"; do
-    [[ $switch == *" "[01] ]] || fail "${switch% *}=${switch#* } is neither 0 nor 1"
-done
-for count in "EPOCHS ${EPOCHS:-1}" "TUNE_EPOCHS ${TUNE_EPOCHS:-1}"; do
-    [[ $count =~ " "[1-9][0-9]*$ ]] || fail "${count% *}=${count#* } is no number of epochs"
-done
 source "$here/setup.sh"
+check_variables
 setup requirements.txt
 
 epochs=100 tune_epochs=40

@@ -30,3 +30,13 @@ setup() {  # setup REQUIREMENTS_FILE...
     done
     export PATH="$here/.venv/bin:$PATH"
 }
+
+check_variables() { # of run.sh and study.sh; `fail` is theirs
+    local name
+    for name in EPOCHS TUNE_EPOCHS; do
+        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name} is no number of epochs"
+    done
+    for name in ONE_TRAINING CONTROLS; do
+        [[ ${!name:-0} == [01] ]] || fail "$name=${!name} is neither 0 nor 1"
+    done
+}

@@ -11,6 +11,7 @@
 # be stopped and called again at any time; the variables of run.sh, but ONE_TRAINING, change the grid.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+fail() { echo "study.sh: $1" >&2; exit 2; }
 part=${1:---help}
 [ $# = 0 ] || shift
 networks=("--depth 20") epochs=42 tune_epochs=22 once=1 targets=
@@ -37,21 +38,22 @@ case $part in
     publish)
         source "$here/setup.sh"
         setup requirements.txt
+        [ -d runs/cifar100 ] || fail "no runs/cifar100 here to publish; another part trains, bash study.sh thin"
         (cd runs/cifar100 && find . \( -name result.json -o -name metrics.jsonl -o -name benchmark.json \) \
             -exec cp --parents {} "$here/docs/results" \;)
         exec python "$here/report.py" "$here/docs/results" --save report ;;
-    *) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; [[ $part == -h || $part == --help ]] || exit 2; exit ;;
+    -h | --help) sed -n "2,/^set/s/^# \{0,1\}//p" "$0"; exit ;;
+    *) fail "$part is no part of the study; see bash study.sh --help" ;;
 esac
 [ -n "${RATIOS:-}" ] || export TARGETS=${TARGETS:-$targets}
 export METHODS=${METHODS:-$methods} CONTROLS=${CONTROLS:-1} ONE_TRAINING=$once
 export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
-if [ $part = thin ] && [ "$EPOCHS" -le "$TUNE_EPOCHS" ]; then
-    echo "study.sh: EPOCHS=$EPOCHS are all epochs, and must be more than TUNE_EPOCHS=$TUNE_EPOCHS" >&2
-    exit 2
-fi
+source "$here/setup.sh"
+check_variables
+[ $part != thin ] || [ "$EPOCHS" -gt "$TUNE_EPOCHS" ] ||
+    fail "EPOCHS=$EPOCHS are all epochs, and must be more than TUNE_EPOCHS=$TUNE_EPOCHS"
 export TRAIN="--lr 0.2 $flags ${TRAIN:-}" TUNE="$flags ${TUNE:-}"
 export BENCH=${BENCH:---engines eager fused compile --profile}
-source "$here/setup.sh"
 setup requirements.txt
 SEEDS=${SEEDS:-$seeds}
 for seed in ${SEEDS//,/ }; do

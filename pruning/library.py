@@ -63,6 +63,8 @@ def prune(
     for flags that do not fit, remove nothing or need a training, RuntimeError if the copy computed
     something else than the masked original, on random input.
     """
+    if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
+        raise ValueError(f"image_size {image_size!r} is no number of pixels")
     model, masks = (network, {}) if isinstance(network, ResNet) else _read(network, image_size)
     if image_size is None and model.conv1.kernel_size != (3, 3):
         raise ValueError("image_size is needed: this network is not for images of 32 pixels")

@@ -21,7 +21,7 @@ from utils.config import NetworkConfig
 
 DENSE = "dense"
 CONTROLS = {"scratch": "from scratch", "random": "", "longer": "longer"}  # and the words for it
-DAMAGED = "damaged or of an older version, left out"
+DAMAGED = "missing, damaged or of an older version, left out"
 # What a check may stumble over in content from elsewhere.
 ODD = (OSError, ValueError, RecursionError, TypeError, AttributeError, LookupError)
 TRAINED = ("baseline", "scratch", "like", "finetuned")

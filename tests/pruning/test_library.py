@@ -172,6 +172,12 @@ def test_what_does_not_fit_is_refused(flags, message):
         prune(network(), image_size=16, **flags)
 
 
+@pytest.mark.parametrize("size", [0, -1, 32.0, "32"])
+def test_an_image_has_a_whole_number_of_pixels(size):
+    with pytest.raises(ValueError, match=f"image_size {size!r} is no number of pixels"):
+        prune(network(), ratio=0.3, image_size=size)
+
+
 def test_an_older_config_that_is_refused_now_has_a_name():
     config = PruningConfig("weight", None, pattern="2:4", criterion="magnitude", allocation="layer")
     assert name_of([config]) == "weight-pattern2:4-layer"

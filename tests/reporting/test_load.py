@@ -10,7 +10,7 @@ from reporting.load import TIMES, load
 from tests.reporting.conftest import NETWORK, SHAPE, cell, edit, step, timing, write
 
 ALONE = "not of this checkpoint, or timed beside a network that is not dense or not here"
-DAMAGED = "damaged or of an older version, left out"
+DAMAGED = "missing, damaged or of an older version, left out"
 
 
 def names(study):
