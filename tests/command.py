@@ -80,7 +80,7 @@ def link_clone(folder):
         if entry.name not in ("docs", "runs", "setup.sh", "data") and entry.name[0] != ".":
             (folder / entry.name).symlink_to(entry)
     (folder / "docs").mkdir()
-    (folder / "setup.sh").write_text("setup() { :; }\n")
+    (folder / "setup.sh").write_text((ROOT / "setup.sh").read_text() + "setup() { :; }\n")
     write_program(folder / "bin/python", SHIM)
 
 
