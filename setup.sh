@@ -1,4 +1,4 @@
-# For run.sh and test.sh: makes .venv, installs what requirements*.txt ask for, activates it.
+# For the other scripts. `setup` makes .venv, installs what requirements*.txt ask for, activates it.
 # An existing .venv is reused until one of the files changes. -I: no module of the current folder.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 

@@ -12,6 +12,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 fail() { echo "study.sh: $1" >&2; exit 2; }
+source "$here/setup.sh"
 part=${1:---help}
 [ $# = 0 ] || shift
 networks=("--depth 20") epochs=42 tune_epochs=22 once=1 targets=
@@ -36,9 +37,8 @@ case $part in
         networks=("--depth 26 --width 16" "--depth 26 --width 16 --arch resnet_de")
         seeds="0 1" methods=$papers once=0 epochs=20 tune_epochs=5 ;;
     publish)
-        source "$here/setup.sh"
-        setup requirements.txt
         [ -d runs/cifar100 ] || fail "no runs/cifar100 here to publish; another part trains, bash study.sh thin"
+        setup requirements.txt
         (cd runs/cifar100 && find . \( -name result.json -o -name metrics.jsonl -o -name benchmark.json \) \
             -exec cp --parents {} "$here/docs/results" \;)
         exec python "$here/report.py" "$here/docs/results" --save report ;;
@@ -48,7 +48,6 @@ esac
 [ -n "${RATIOS:-}" ] || export TARGETS=${TARGETS:-$targets}
 export METHODS=${METHODS:-$methods} CONTROLS=${CONTROLS:-1} ONE_TRAINING=$once
 export EPOCHS=${EPOCHS:-$epochs} TUNE_EPOCHS=${TUNE_EPOCHS:-$tune_epochs}
-source "$here/setup.sh"
 check_variables
 [ $part != thin ] || [ "$EPOCHS" -gt "$TUNE_EPOCHS" ] ||
     fail "EPOCHS=$EPOCHS are all epochs, and must be more than TUNE_EPOCHS=$TUNE_EPOCHS"
